@@ -1,0 +1,24 @@
+// Unpack integers, drop the GIL, call, map exceptions. No mathematics and no torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace catapult::bindings {
+
+// Tensors arrive as the integers of data_ptr(); the Python side has checked shape and dtype.
+inline void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void bind_ntk_gram(pybind11::module_& module);
+void bind_jacobian_accumulate(pybind11::module_& module);
+void bind_agop_reduce(pybind11::module_& module);
+void bind_topk_eigh(pybind11::module_& module);
+#if defined(CATAPULT_HAVE_CUDA)
+void bind_cuda(pybind11::module_& module);
+#endif
+
+}  // namespace catapult::bindings
