@@ -1,0 +1,268 @@
+"""The package's torch ops (`torch.ops.catapult`), one schema each and one implementation per backend.
+
+The functions here allocate the result and call the op. They and the ops are not differentiable.
+Letters: n samples, c outputs, N = n c kernel rows (index i c + j), d input features, k eigenpairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from catapult_ext.ops import cpu, reference
+from catapult_ext.ops.tiles import TILE_BYTES, conv2d_tile, conv2d_tiles, token_tile, token_tiles
+
+__all__ = [
+    "TILE_BYTES",
+    "agop_inner",
+    "agop_reduce",
+    "conv2d_tile",
+    "conv2d_tiles",
+    "cpu",
+    "jacobian_accumulate_",
+    "jacobian_accumulate_conv2d_",
+    "jacobian_accumulate_tokens_",
+    "ntk_gram",
+    "ntk_gram_cross",
+    "reference",
+    "spectral_norm",
+    "token_tile",
+    "token_tiles",
+    "topk_eigh",
+]
+
+
+def _rows(b: Sequence[Tensor], name: str) -> int:
+    if not b:
+        raise ValueError(f"{name}: expected at least one layer, got none")
+    return b[0].shape[0] * (b[0].shape[1] if b[0].dim() == 3 else 1)
+
+
+def ntk_gram(
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scale: Sequence[float] | None = None,
+    beta: Sequence[float] | None = None,
+    *,
+    out: Tensor | None = None,
+    accumulate: bool = False,
+) -> Tensor:
+    """Tangent kernel of layers that use their weight once per sample, without the n x p Jacobian.
+
+    K = sum_l scale_l (A_l A_l^T + beta_l) * (B_l B_l^T), the A part repeated over outputs.
+
+    Args:
+        a: per layer the input A_l [n, m_l]; m_l = 0 leaves beta alone. Any strides.
+        b: per layer d output_j / d (layer output) B_l [n, c, w_l], or [n, w_l] for one output. Any strides.
+        scale: per layer the squared factor of the weight, default 1.
+        beta: per layer the squared factor of the bias relative to scale, default 0 (no bias).
+        out: kernel [n c, n c] to write, contiguous, of the dtype of `a` and `b`; allocated when None.
+        accumulate: add to `out` (whose lower triangle is read) instead of overwriting it.
+
+    Returns:
+        [n c, n c], exactly symmetric. float32 sums are promoted to float64 at least every 1024 columns:
+        |dK_ij| <= 2e-6 sqrt(K_ii K_jj) in float32, 1e-13 in float64. On the CPU the result does not depend on
+        the thread count. n^2 (sum m_l + c^2 sum w_l) FLOP, no memory beyond the result.
+
+    Raises:
+        ValueError, TypeError: shapes, lengths, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the result holds a NaN or an infinity (`out` is then undefined).
+
+    Source: the chain rule for Theta(x, z) = <df(x)/dw, df(z)/dw>, layer by layer.
+    """
+    if out is None:
+        size = _rows(b, "b")
+        out = b[0].new_empty((size, size))
+    ones = [1.0] * len(a) if scale is None else list(scale)
+    zeros = [0.0] * len(a) if beta is None else list(beta)
+    torch.ops.catapult.ntk_gram_(out, list(a), list(b), ones, zeros, accumulate)
+    return out
+
+
+def ntk_gram_cross(
+    xa: Sequence[Tensor],
+    xb: Sequence[Tensor],
+    za: Sequence[Tensor],
+    zb: Sequence[Tensor],
+    scale: Sequence[float] | None = None,
+    beta: Sequence[float] | None = None,
+    *,
+    out: Tensor | None = None,
+    accumulate: bool = False,
+) -> Tensor:
+    """Tangent kernel between two sets of samples: `ntk_gram` with (xa, xb) for rows, (za, zb) for columns.
+
+    Args:
+        xa: per layer A_l of the n row samples [n, m_l].
+        xb: per layer B_l of the row samples [n, c, w_l] or [n, w_l].
+        za: per layer A_l of the m column samples [m, m_l].
+        zb: per layer B_l of the column samples [m, c, w_l] or [m, w_l].
+        scale: as in `ntk_gram`.
+        beta: as in `ntk_gram`.
+        out: [n c, m c] to write, contiguous; allocated when None.
+        accumulate: add to `out` instead of overwriting it.
+
+    Returns:
+        [n c, m c]; precision as in `ntk_gram`.
+
+    Raises:
+        ValueError, TypeError: shapes, lengths, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the result holds a NaN or an infinity.
+    """
+    if out is None:
+        out = xb[0].new_empty((_rows(xb, "xb"), _rows(zb, "zb")))
+    ones = [1.0] * len(xa) if scale is None else list(scale)
+    zeros = [0.0] * len(xa) if beta is None else list(beta)
+    torch.ops.catapult.ntk_gram_cross_(out, list(xa), list(xb), list(za), list(zb), ones, zeros, accumulate)
+    return out
+
+
+def jacobian_accumulate_(
+    kernel: Tensor, tile: Tensor, *, grad: Tensor | None = None, weight: Tensor | None = None
+) -> None:
+    """K += G G^T and grad += G^T w in one sweep over a tile of per-sample gradients.
+
+    Args:
+        kernel: [N, N] contiguous, accumulated into; stays symmetric.
+        tile: G [N, q], or [N, ...] with everything behind the first dimension being parameters.
+        grad: as many contiguous numbers as a row of the tile, accumulated into; None to leave it.
+        weight: w [N], for the mean squared error 2 r / (n c); given exactly when `grad` is.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the kernel holds a NaN or an infinity.
+    """
+    flat = None if grad is None else grad.view(-1)
+    torch.ops.catapult.jacobian_accumulate_.tile(kernel, flat, tile.flatten(1), weight)
+
+
+def jacobian_accumulate_tokens_(
+    kernel: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    grad: Tensor | None = None,
+    weight: Tensor | None = None,
+    scale: float = 1.0,
+    tile_bytes: int = TILE_BYTES,
+) -> None:
+    """`jacobian_accumulate_` of a Linear layer over T positions, tile by tile.
+
+    Args:
+        kernel: [n c, n c] contiguous, accumulated into.
+        a: layer input [n, T, in].
+        b: d output_j / d (layer output) [n, c, T, out].
+        grad: [out, in] contiguous, accumulated into; None to leave it.
+        weight: [n c], given exactly when `grad` is.
+        scale: factor of the per-sample gradients (the weight's own factor).
+        tile_bytes: bound of the extra memory of a tile (at least one row of the weight is made).
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the kernel holds a NaN or an infinity.
+    """
+    torch.ops.catapult.jacobian_accumulate_.tokens(kernel, grad, a, b, weight, scale, tile_bytes)
+
+
+def jacobian_accumulate_conv2d_(
+    kernel: Tensor,
+    input: Tensor,
+    b: Tensor,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    grad: Tensor | None = None,
+    weight: Tensor | None = None,
+    scale: float = 1.0,
+    tile_bytes: int = TILE_BYTES,
+) -> None:
+    """`jacobian_accumulate_` of a 2d convolution with zero padding, tile by tile.
+
+    Args:
+        kernel: [n c, n c] contiguous, accumulated into.
+        input: layer input [n, C, H, W].
+        b: d output_j / d (layer output) [n, c, O, Ho, Wo].
+        kernel_size: (kh, kw).
+        stride: as in `torch.nn.functional.conv2d`, two numbers.
+        padding: as there.
+        dilation: as there.
+        groups: as there.
+        grad: [O, C / groups, kh, kw] contiguous, accumulated into; None to leave it.
+        weight: [n c], given exactly when `grad` is.
+        scale: factor of the per-sample gradients (the weight's own factor).
+        tile_bytes: bound of the extra memory of a tile (at least one output channel is made).
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the kernel holds a NaN or an infinity.
+    """
+    torch.ops.catapult.jacobian_accumulate_.conv2d(
+        kernel, grad, input, b, weight, scale, kernel_size, stride, padding, dilation, groups, tile_bytes
+    )
+
+
+def agop_reduce(g: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> Tensor:
+    """Average gradient outer product scale G^T G of input gradients.
+
+    Args:
+        g: G [rows, d], one row per sample and output.
+        scale: 1 / n for the mean over n samples, summed over outputs.
+        out: [d, d] contiguous to add to; zeros when None.
+
+    Returns:
+        [d, d], symmetric. Sums over samples are promoted to float64 at least every 256 rows. rows d^2 FLOP.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the result holds a NaN or an infinity.
+
+    Source: AGOP = (1/n) sum_i grad f(x_i) grad f(x_i)^T.
+    """
+    if out is None:
+        out = g.new_zeros((g.shape[-1], g.shape[-1]))
+    torch.ops.catapult.agop_reduce_(out, g, scale)
+    return out
+
+
+def agop_inner(g: Tensor, h: Tensor) -> Tensor:
+    """<G^T G, H^T H>_F = ||G H^T||_F^2: alignment of two AGOPs without a d x d matrix.
+
+    Args:
+        g: [rows, d].
+        h: [rows', d].
+
+    Returns:
+        0-dim float64 tensor. 2 rows rows' d FLOP: cheaper than two AGOPs where rows are fewer than features.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+        NonFinite: on the CPU, when the result is a NaN or an infinity.
+    """
+    return torch.ops.catapult.agop_inner(g, h)
+
+
+def topk_eigh(
+    kernel: Tensor, k: int, *, start: Tensor | None = None, tol: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest k eigenpairs of symmetric matrices (`catapult_ext.top_eigh` is the public form).
+
+    Args:
+        kernel: [..., n, n]; only the lower triangle is read.
+        k: number of pairs, at most n.
+        start: [..., n, columns] vectors of an earlier step that an iteration may begin with.
+        tol: stop when ||K v - lambda v|| <= tol lambda_1 for every pair.
+
+    Returns:
+        values [..., k] descending, vectors [..., n, k] orthonormal, residuals [..., k] ||K v - lambda v||.
+    """
+    return torch.ops.catapult.topk_eigh(kernel, k, start, tol)
+
+
+def spectral_norm(kernel: Tensor, *, tol: float = 1e-6) -> Tensor:
+    """Largest eigenvalue [...] of symmetric positive semi-definite matrices [..., n, n]; tol is relative."""
+    return torch.ops.catapult.spectral_norm(kernel, tol)
