@@ -6,6 +6,7 @@
 #   make bench       measurements beside plain PyTorch, one JSON line each, into results/bench
 #   make soak        the long versions of the tests
 #   make gpu-pass    on a machine with a GPU: build, GPU tests, benchmarks, into $OUT
+#   make stub        catapult_ext/_C.pyi, after a change of the bindings
 #   make clean       removes the environment and everything built; runs and results stay
 #
 # Variables: PYTHON (3.10 or newer; makes .venv), CATAPULT_CUDA (AUTO | ON | OFF), CATAPULT_DATA (image sets),
@@ -23,7 +24,7 @@ CPP_SOURCES := $(filter %.h %.cpp %.inc %.cu %.cuh,$(NATIVE_SOURCES))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test lint bench soak gpu-pass clean
+.PHONY: reproduce test lint bench soak gpu-pass stub clean
 .DELETE_ON_ERROR:
 
 reproduce: $(VENV)/.built
@@ -44,6 +45,10 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+stub: $(VENV)/.built
+	$(BIN)/python tests/stub_writer.py
+	$(BIN)/ruff format -q catapult_ext/_C.pyi
 
 gpu-pass:
 	bash .ci/gpu_pass

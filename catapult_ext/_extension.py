@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
         ) from error
     raise ImportError(
         "catapult_ext needs PyTorch, which is not installed here: pip install torch", name="torch"
-    ) from error
+    ) from None
 except (ImportError, OSError) as error:
     raise ImportError(
         f"catapult_ext: torch is installed but cannot be imported: {error}", name="torch"
