@@ -1,21 +1,222 @@
-"""CPU implementations: checks, raw pointers to `_C`, memory from torch alone."""
+"""CPU implementations: checks, raw pointers to `_C`, memory from torch alone.
+
+Threads: `torch.get_num_threads()` at each call. Strided, expanded and offset views go to the kernels as they
+are; a copy is made only where the innermost stride is not 1.
+"""
 
 from __future__ import annotations
 
-from catapult_ext.ops import reference
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _C
+from catapult_ext.errors import NonFinite
+from catapult_ext.ops import _checks, reference, tiles
 from catapult_ext.ops._schema import register_backend
+
+_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}  # DType in csrc/core/types.h
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is dense (or too short to matter), else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+
+
+def _non_finite(op: str, what: str) -> NonFinite:
+    return NonFinite(f"{op}: a NaN or an infinity came up in {what}")
+
+
+# --- ntk_gram ---
+
+
+def _gram_terms(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
+    """Return the seven integers of each layer that `_C.ntk_gram` takes, and copies to keep alive."""
+    fields: list[int] = []
+    copies: list[Tensor] = []
+    for x, y in zip(a, b, strict=True):
+        strides = x.stride()
+        width = x.shape[1]
+        if strides[1] != 1 and width > 1:
+            x = x.contiguous()
+            copies.append(x)
+            strides = x.stride()
+        fields += (x.data_ptr(), strides[0], width, 0, 0, 0, 0)
+        strides = y.stride()
+        width = y.shape[-1]
+        if strides[-1] != 1 and width > 1:
+            y = y.contiguous()
+            copies.append(y)
+            strides = y.stride()
+        fields[-4:] = (y.data_ptr(), strides[0], strides[1] if len(strides) == 3 else 0, width)
+    return fields, copies
+
+
+def ntk_gram_(
+    kernel: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    scale: Sequence[float],
+    beta: Sequence[float],
+    accumulate: bool,
+) -> None:
+    """CPU kernel of `catapult::ntk_gram_`; callers inside the package may skip the dispatcher and call it."""
+    n, c = _checks.ntk_gram(kernel, a, b, scale, beta)
+    fields, _copies = _gram_terms(a, b)
+    if not _C.ntk_gram(
+        _DTYPE_CODES[kernel.dtype], n, c, fields, scale, beta, kernel.data_ptr(), n * c, accumulate,
+        torch.get_num_threads(),
+    ):  # fmt: skip
+        raise _non_finite("ntk_gram_", "the kernel")
+
+
+def _ntk_gram_cross_(
+    kernel: Tensor,
+    xa: Sequence[Tensor],
+    xb: Sequence[Tensor],
+    za: Sequence[Tensor],
+    zb: Sequence[Tensor],
+    scale: Sequence[float],
+    beta: Sequence[float],
+    accumulate: bool,
+) -> None:
+    n, m, c = _checks.ntk_gram_cross(kernel, xa, xb, za, zb, scale, beta)
+    x_fields, _x_copies = _gram_terms(xa, xb)
+    z_fields, _z_copies = _gram_terms(za, zb)
+    if not _C.ntk_gram_cross(
+        _DTYPE_CODES[kernel.dtype], n, m, c, x_fields, z_fields, scale, beta, kernel.data_ptr(), m * c,
+        accumulate, torch.get_num_threads(),
+    ):  # fmt: skip
+        raise _non_finite("ntk_gram_cross_", "the kernel")
+
+
+# --- jacobian_accumulate ---
+
+
+def _accumulate(
+    kernel: Tensor, grad: Tensor | None, tile: Tensor, weight: Tensor | None, scale: float
+) -> None:
+    """K += scale^2 G G^T, grad += scale G^T w, arguments checked; tile [N, q] of any strides."""
+    tile = _unit_stride(tile)
+    if weight is not None:
+        weight = _unit_stride(weight)
+    if not _C.jacobian_accumulate(
+        _DTYPE_CODES[kernel.dtype],
+        tile.shape[0],
+        tile.shape[1],
+        tile.data_ptr(),
+        tile.stride(0),
+        kernel.data_ptr(),
+        kernel.shape[1],
+        0 if weight is None else weight.data_ptr(),
+        0 if grad is None else grad.data_ptr(),
+        scale,
+        torch.get_num_threads(),
+    ):
+        raise _non_finite("jacobian_accumulate_", "the kernel or the gradient")
+
+
+def _accumulate_tiles(
+    kernel: Tensor,
+    grad: Tensor | None,
+    weight: Tensor | None,
+    scale: float,
+    parts: Iterable[tuple[slice, Tensor]],
+) -> None:
+    for rows, tile in parts:
+        # Slices of the first dimension of a contiguous gradient are contiguous.
+        _accumulate(kernel, None if grad is None else grad[rows], tile.flatten(1), weight, scale)
+
+
+def _jacobian_accumulate_tile_(
+    kernel: Tensor, grad: Tensor | None, tile: Tensor, weight: Tensor | None
+) -> None:
+    _checks.jacobian_tile(kernel, grad, tile, weight)
+    _accumulate(kernel, grad, tile, weight, 1.0)
+
+
+def _jacobian_accumulate_tokens_(
+    kernel: Tensor,
+    grad: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor | None,
+    scale: float,
+    tile_bytes: int,
+) -> None:
+    _checks.jacobian_tokens(kernel, grad, a, b, weight, tile_bytes)
+    # The scale goes with the accumulation: no pass over the tile of its own.
+    _accumulate_tiles(kernel, grad, weight, scale, tiles.token_tiles(a, b, tile_bytes=tile_bytes))
+
+
+def _jacobian_accumulate_conv2d_(
+    kernel: Tensor,
+    grad: Tensor | None,
+    input: Tensor,
+    b: Tensor,
+    weight: Tensor | None,
+    scale: float,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    tile_bytes: int,
+) -> None:
+    _checks.jacobian_conv2d(
+        kernel, grad, input, b, weight, kernel_size, stride, padding, dilation, groups, tile_bytes
+    )
+    parts = tiles.conv2d_tiles(
+        input, b, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        tile_bytes=tile_bytes,
+    )  # fmt: skip
+    _accumulate_tiles(kernel, grad, weight, scale, parts)
+
+
+# --- agop_reduce ---
+
+
+def _agop_reduce_(agop: Tensor, g: Tensor, scale: float) -> None:
+    _checks.agop_reduce(agop, g)
+    g = _unit_stride(g)
+    rows, d = g.shape
+    if not _C.agop_reduce(
+        _DTYPE_CODES[g.dtype], rows, d, g.data_ptr(), g.stride(0), scale, agop.data_ptr(), d,
+        torch.get_num_threads(),
+    ):  # fmt: skip
+        raise _non_finite("agop_reduce_", "the AGOP")
+
+
+def _agop_inner(g: Tensor, h: Tensor) -> Tensor:
+    _checks.agop_inner(g, h)
+    g, h = _unit_stride(g), _unit_stride(h)
+    value = _C.agop_inner(
+        _DTYPE_CODES[g.dtype], g.shape[0], h.shape[0], g.shape[1], g.data_ptr(), g.stride(0), h.data_ptr(),
+        h.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    if value - value != 0.0:
+        raise _non_finite("agop_inner", "the inner product")
+    return torch.tensor(value, dtype=torch.float64)
+
+
+# --- topk_eigh, spectral_norm ---
+
+_topk_eigh = reference.topk_eigh
+_spectral_norm = reference.spectral_norm
+
 
 register_backend(
     "CPU",
     {
-        "ntk_gram_": reference.ntk_gram_,
-        "ntk_gram_cross_": reference.ntk_gram_cross_,
-        "jacobian_accumulate_.tile": reference.jacobian_accumulate_tile_,
-        "jacobian_accumulate_.tokens": reference.jacobian_accumulate_tokens_,
-        "jacobian_accumulate_.conv2d": reference.jacobian_accumulate_conv2d_,
-        "topk_eigh": reference.topk_eigh,
-        "spectral_norm": reference.spectral_norm,
-        "agop_reduce_": reference.agop_reduce_,
-        "agop_inner": reference.agop_inner,
+        "ntk_gram_": ntk_gram_,
+        "ntk_gram_cross_": _ntk_gram_cross_,
+        "jacobian_accumulate_.tile": _jacobian_accumulate_tile_,
+        "jacobian_accumulate_.tokens": _jacobian_accumulate_tokens_,
+        "jacobian_accumulate_.conv2d": _jacobian_accumulate_conv2d_,
+        "topk_eigh": _topk_eigh,
+        "spectral_norm": _spectral_norm,
+        "agop_reduce_": _agop_reduce_,
+        "agop_inner": _agop_inner,
     },
 )

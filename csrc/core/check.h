@@ -13,21 +13,21 @@ struct InternalError : std::logic_error {
 
 }  // namespace catapult
 
-#define CATAPULT_CHECK(condition, message)         \
-  do {                                             \
-    if (!(condition)) {                            \
-      std::ostringstream catapult_text;            \
-      catapult_text << message;                    \
+#define CATAPULT_CHECK(condition, message)              \
+  do {                                                  \
+    if (!(condition)) {                                 \
+      std::ostringstream catapult_text;                 \
+      catapult_text << message;                         \
       throw std::invalid_argument(catapult_text.str()); \
-    }                                              \
+    }                                                   \
   } while (0)
 
-#define CATAPULT_ASSERT(condition)                                                     \
-  do {                                                                                 \
-    if (!(condition)) {                                                                \
-      std::ostringstream catapult_text;                                                \
-      catapult_text << "internal error at " << __FILE__ << ":" << __LINE__ << ": "    \
-                    << #condition << " does not hold; please report it";              \
-      throw ::catapult::InternalError(catapult_text.str());                            \
-    }                                                                                  \
+#define CATAPULT_ASSERT(condition)                                                               \
+  do {                                                                                           \
+    if (!(condition)) {                                                                          \
+      std::ostringstream catapult_text;                                                          \
+      catapult_text << "internal error at " << __FILE__ << ":" << __LINE__ << ": " << #condition \
+                    << " does not hold; please report it";                                       \
+      throw ::catapult::InternalError(catapult_text.str());                                      \
+    }                                                                                            \
   } while (0)

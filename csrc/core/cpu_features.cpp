@@ -12,8 +12,7 @@ namespace {
 bool runs_here(SimdLevel level) {
   if (level == SimdLevel::kScalar) return true;
 #if defined(CATAPULT_HAVE_X86)
-  if (level == SimdLevel::kAvx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (level == SimdLevel::kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
 #else
@@ -28,7 +27,7 @@ SimdLevel parse(const std::string& name) {
   for (SimdLevel level : available_simd_levels())
     known += std::string(known.empty() ? "" : ", ") + simd_name(level);
   CATAPULT_CHECK(false, "CATAPULT_SIMD: expected one of " << known << " (what this build and this "
-                        << "processor offer), got '" << name << "'");
+                                                          << "processor offer), got '" << name << "'");
 }
 
 SimdLevel initial_level() {
@@ -61,8 +60,6 @@ std::vector<SimdLevel> available_simd_levels() {
 
 SimdLevel simd_level() { return static_cast<SimdLevel>(current_level().load()); }
 
-void set_simd_level(const std::string& name) {
-  current_level().store(static_cast<int>(parse(name)));
-}
+void set_simd_level(const std::string& name) { current_level().store(static_cast<int>(parse(name))); }
 
 }  // namespace catapult

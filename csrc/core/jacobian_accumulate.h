@@ -1,4 +1,4 @@
-// K += G G^T and grad += G^T w in one sweep over a tile of per-sample gradients G.
+// K += s^2 G G^T and grad += s G^T w in one sweep over a tile of per-sample gradients s G.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,10 @@ struct JacobianAccumulate {
   const void* weight;  // [rows] or nullptr: grad is then left alone
   void* grad;          // [cols], accumulated into
   int threads;
+  double scale = 1.0;  // s
 };
 
-// Returns false when a NaN or an infinity was written to the kernel.
+// Returns false when a NaN or an infinity was written to the kernel or to grad.
 bool jacobian_accumulate(const JacobianAccumulate& problem);
 
 }  // namespace catapult

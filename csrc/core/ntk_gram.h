@@ -10,15 +10,15 @@ namespace catapult {
 
 // One layer. Columns have unit stride; strides count elements and may be 0 (an expanded view).
 struct GramTerm {
-  const void* a;            // [n, a_cols] layer input; a_cols = 0 leaves beta alone
-  int64_t a_stride;         // between samples
+  const void* a;     // [n, a_cols] layer input; a_cols = 0 leaves beta alone
+  int64_t a_stride;  // between samples
   int64_t a_cols;
   const void* b;            // [n, c, b_cols] d output_j / d (layer output)
   int64_t b_stride;         // between samples
   int64_t b_output_stride;  // between outputs
   int64_t b_cols;
-  double scale;             // c_l
-  double beta;              // beta_l: squared scale of the bias, 0 without one
+  double scale;  // c_l
+  double beta;   // beta_l: squared scale of the bias, 0 without one
 };
 
 // The symmetric kernel. The lower triangle is computed and mirrored: exact symmetry.
