@@ -5,7 +5,34 @@ from __future__ import annotations
 # _extension comes first: it loads torch, then the compiled module, or says what is wrong.
 from catapult_ext import _extension, data, models, ops  # noqa: F401
 from catapult_ext._version import __version__
+from catapult_ext.agop import agop, agop_alignment, input_gradients
 from catapult_ext.build import build_info
+from catapult_ext.eigen import TopEigh, critical_lr, spectral_norm, top_eigh
 from catapult_ext.errors import NonFinite, UnsupportedModule
+from catapult_ext.losses import decompose_loss
+from catapult_ext.ntk import jacobian, ntk
+from catapult_ext.observe import LayerReport, Observation, Observer, observe
 
-__all__ = ["NonFinite", "UnsupportedModule", "__version__", "build_info", "data", "models", "ops"]
+__all__ = [
+    "LayerReport",
+    "NonFinite",
+    "Observation",
+    "Observer",
+    "TopEigh",
+    "UnsupportedModule",
+    "__version__",
+    "agop",
+    "agop_alignment",
+    "build_info",
+    "critical_lr",
+    "data",
+    "decompose_loss",
+    "input_gradients",
+    "jacobian",
+    "models",
+    "ntk",
+    "observe",
+    "ops",
+    "spectral_norm",
+    "top_eigh",
+]

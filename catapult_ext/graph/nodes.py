@@ -1,0 +1,137 @@
+"""The only file that knows names of autograd nodes and of the tensors they save.
+
+Both are semi-private in PyTorch; `tests/engine/test_nodes.py` fails loudly on a version where they changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = [
+    "COUPLING_REFUSED",
+    "DATA_DEPENDENT",
+    "conv_geometry",
+    "conv_unsupported",
+    "is_leaf",
+    "linear_features",
+    "linear_scale",
+    "scalar_factor",
+    "type_name",
+]
+
+Node = Any  # torch.autograd.graph.Node; its classes are created at run time
+
+# Routing that depends on values: the same node sequence may connect other rows next time.
+DATA_DEPENDENT = frozenset(
+    {
+        "IndexBackward0",
+        "IndexPutBackward0",
+        "IndexSelectBackward0",
+        "GatherBackward0",
+        "ScatterBackward0",
+        "ScatterAddBackward0",
+        "SortBackward0",
+        "TopkBackward0",
+        "MaxBackward0",
+        "MinBackward0",
+        "MedianBackward0",
+        "KthvalueBackward0",
+        "MaskedSelectBackward0",
+        "MaskedScatterBackward0",
+        "TakeBackward0",
+    }
+)
+
+# Nodes that hide part of the graph: parameters behind them would be reported as unused.
+COUPLING_REFUSED = {
+    "CheckpointFunctionBackward": (
+        "reentrant checkpointing hides the parameters inside it from the autograd graph; "
+        "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+    ),
+}
+
+
+def type_name(node: Node) -> str:
+    """Class name of a node, e.g. 'AddmmBackward0'."""
+    return type(node).__name__
+
+
+def is_leaf(node: Node) -> bool:
+    """True for the node that accumulates into a leaf tensor (`node.variable`)."""
+    return type(node).__name__ == "AccumulateGrad"
+
+
+def is_transpose(node: Node) -> bool:
+    """True when the node swaps the two dimensions of a matrix."""
+    name = type_name(node)
+    if name == "TBackward0":
+        return True
+    if name == "TransposeBackward0":
+        # Saved as unsigned 64-bit: -1 arrives as 2**64 - 1.
+        return {_signed(node._saved_dim0), _signed(node._saved_dim1)} in ({0, 1}, {-2, -1}, {0, -1}, {-2, 1})
+    if name == "PermuteBackward0":
+        return [_signed(dimension) for dimension in node._saved_dims] in ([1, 0], [-1, -2], [1, -2], [-1, 0])
+    return False
+
+
+def _signed(dimension: int) -> int:
+    return dimension - 2**64 if dimension >= 2**63 else dimension
+
+
+def is_scalar_product(node: Node, argument: int) -> bool:
+    """True for tensor * scalar, tensor / scalar and -tensor, `argument` being the tensor's position."""
+    name = type_name(node)
+    if name == "NegBackward0":
+        return True
+    if name not in ("MulBackward0", "DivBackward0"):
+        return False
+    if name == "DivBackward0" and argument != 0:
+        return False
+    other = 1 - argument
+    if node.next_functions[other][0] is not None:
+        return False
+    saved = node._saved_other if argument == 0 else node._saved_self
+    return isinstance(saved, Tensor) and saved.dim() == 0
+
+
+def scalar_factor(node: Node, argument: int) -> float:
+    """Factor of a node that `is_scalar_product`."""
+    name = type_name(node)
+    if name == "NegBackward0":
+        return -1.0
+    value = float(node._saved_other if argument == 0 else node._saved_self)
+    return 1.0 / value if name == "DivBackward0" else value
+
+
+def linear_features(node: Node) -> Tensor:
+    """Left factor A [rows, in] of a matrix product; raises where it was changed in place after use."""
+    return node._saved_mat1 if type_name(node) == "AddmmBackward0" else node._saved_self
+
+
+def linear_scale(node: Node, role: str) -> float:
+    """Factor of the product (role "weight") or of the addend (role "bias") of a matrix product."""
+    if type_name(node) != "AddmmBackward0":
+        return 1.0
+    return float(node._saved_alpha if role == "weight" else node._saved_beta)
+
+
+def conv_unsupported(node: Node) -> str | None:
+    """Why a convolution is outside the Conv2d rule, or None."""
+    if node._saved_transposed:
+        return "transposed convolution"
+    if len(node._saved_stride) != 2:
+        return f"{len(node._saved_stride)}-dimensional convolution"
+    return None
+
+
+def conv_geometry(node: Node) -> tuple[Sequence[int], Sequence[int], Sequence[int], int]:
+    """(stride, padding, dilation, groups) of a convolution."""
+    return node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_groups
+
+
+def conv_input(node: Node) -> Tensor:
+    """Input [n, C, H, W] of a convolution; raises where it was changed in place after use."""
+    return node._saved_input

@@ -1,0 +1,177 @@
+"""What a walk means: the uses of every parameter and the route that each parameter takes.
+
+A *site* is a node at which parameters meet activations (a matrix product, a convolution, any other node that
+takes a parameter). A *use* is one parameter at one site, with the transpositions and scalar factors between
+the two. The Plan is structure alone: positions in the walk and indices of parameters, no tensors, so that it
+serves every later forward with the same key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from catapult_ext.errors import UnsupportedModule
+from catapult_ext.graph import nodes as names
+from catapult_ext.graph.certify import RowMap
+from catapult_ext.graph.walk import Walk
+
+__all__ = ["Plan", "Route", "Site", "Use", "build_plan"]
+
+
+class Route:
+    """How a parameter's part of the kernel is computed."""
+
+    GRAM = "gram"  # (A A^T) * (B B^T): one use, one row per sample
+    TILES = "tiles"  # per-sample gradients, tile by tile, summed over all uses
+    ROWS = "rows"  # one backward per kernel row: the exact fallback
+    UNUSED = "unused"
+
+
+@dataclass(slots=True)
+class Site:
+    """A node where parameters meet activations."""
+
+    node: int  # position in the walk
+    rule: Any  # module of catapult_ext.rules
+    row_map: RowMap | None = None  # set by certification
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One parameter at one site."""
+
+    site: int
+    role: str  # "weight", "bias" or, for a node without a rule of its own, "argument"
+    argument: int  # which input of the node
+    transposed: bool  # the parameter reaches the node transposed
+    factors: tuple[tuple[int, int], ...]  # (node, argument) of scalar products on the way
+
+
+@dataclass(slots=True)
+class Plan:
+    """The structure of one forward pass."""
+
+    sites: list[Site] = field(default_factory=list)
+    uses: list[list[Use]] = field(default_factory=list)  # by parameter
+    routes: list[str] = field(default_factory=list)  # by parameter
+    reasons: list[str] = field(default_factory=list)  # by parameter: why this route
+    leaves: list[tuple[int, int]] = field(default_factory=list)  # (position, parameter)
+    data_dependent: bool = False
+    batched_cotangents: bool = False  # several outputs: one batched backward instead of a loop
+    certified: bool = False  # every row map was settled by live rows
+    observations: int = 0
+
+    def demote(self, parameter: int, reason: str) -> None:
+        """Send a parameter to the exact fallback."""
+        self.routes[parameter] = Route.ROWS
+        self.reasons[parameter] = reason
+
+    def fallback_parameters(self) -> list[int]:
+        """Parameters that need one backward per kernel row."""
+        return [i for i, route in enumerate(self.routes) if route == Route.ROWS]
+
+    def live_sites(self) -> list[int]:
+        """Sites whose sensitivities are needed by a parameter that is not on the fallback."""
+        wanted = {
+            use.site
+            for uses, route in zip(self.uses, self.routes, strict=True)
+            if route in (Route.GRAM, Route.TILES)
+            for use in uses
+        }
+        return sorted(wanted)
+
+
+def _parents(walk: Walk) -> list[list[tuple[int, int, int]]]:
+    """For each node, who consumes it: (consumer, argument, which output of the node)."""
+    position = {node: index for index, node in enumerate(walk.nodes)}
+    parents: list[list[tuple[int, int, int]]] = [[] for _ in walk.nodes]
+    for index, node in enumerate(walk.nodes):
+        for argument, (following, which) in enumerate(node.next_functions):
+            if following is not None:
+                parents[position[following]].append((index, argument, which))
+    return parents
+
+
+class _Builder:
+    def __init__(self, walk: Walk, parameters: list[torch.Tensor]) -> None:
+        from catapult_ext.rules import find_rule  # rules build on the graph room; only this call looks up
+
+        self.find_rule = find_rule
+        self.walk = walk
+        self.parents = _parents(walk)
+        self.plan = Plan(
+            uses=[[] for _ in parameters],
+            routes=[Route.UNUSED] * len(parameters),
+            reasons=["the output does not depend on it"] * len(parameters),
+        )
+        self.index = {id(parameter): i for i, parameter in enumerate(parameters)}
+        self.site_of: dict[tuple[int, str], int] = {}
+
+    def build(self) -> Plan:
+        for position, node in enumerate(self.walk.nodes):
+            name = names.type_name(node)
+            if name in names.COUPLING_REFUSED:
+                raise UnsupportedModule(f"model: {names.COUPLING_REFUSED[name]}")
+            self.plan.data_dependent |= name in names.DATA_DEPENDENT
+            if names.is_leaf(node):
+                parameter = self.index.get(id(node.variable))
+                if parameter is not None:
+                    self.plan.leaves.append((position, parameter))
+                    self._route(position, parameter)
+        self.plan.batched_cotangents = bool(self.plan.sites) and all(
+            site.rule.BATCHED_COTANGENTS for site in self.plan.sites
+        )
+        return self.plan
+
+    def _route(self, position: int, parameter: int) -> None:
+        uses, problem = self._uses(position, False, ())
+        self.plan.uses[parameter] = uses
+        if problem is not None:
+            self.plan.demote(parameter, problem)
+            return
+        rules = [self.plan.sites[use.site].rule for use in uses]
+        single = len(uses) == 1 and rules[0].SHORTCUT
+        self.plan.routes[parameter] = Route.GRAM if single else Route.TILES
+        self.plan.reasons[parameter] = " + ".join(dict.fromkeys(rule.NAME for rule in rules))
+
+    def _uses(
+        self, position: int, transposed: bool, factors: tuple[tuple[int, int], ...]
+    ) -> tuple[list[Use], str | None]:
+        """Follow transpositions and scalar factors from a parameter up to the sites that take it."""
+        found: list[Use] = []
+        for consumer, argument, which in self.parents[position]:
+            node = self.walk.nodes[consumer]
+            if which != 0:
+                return found, f"it reaches {names.type_name(node)} through a second output"
+            on_the_way = names.is_transpose(node) or names.is_scalar_product(node, argument)
+            if on_the_way:
+                swap = names.is_transpose(node)
+                step = factors if swap else (*factors, (consumer, argument))
+                uses, problem = self._uses(consumer, transposed ^ swap, step)
+                found += uses
+                if problem is not None:
+                    return found, problem
+                continue
+            rule, role, problem = self.find_rule(
+                node, argument, self.parents[consumer], bool(factors), transposed
+            )
+            if problem is not None:
+                return found, problem
+            key = (consumer, rule.NAME)
+            if key not in self.site_of:
+                self.site_of[key] = len(self.plan.sites)
+                self.plan.sites.append(Site(consumer, rule))
+            found.append(Use(self.site_of[key], role, argument, transposed, factors))
+        return found, None
+
+
+def build_plan(walk: Walk, parameters: list[torch.Tensor]) -> Plan:
+    """Find every use of `parameters` in the walk and choose each parameter's route.
+
+    Raises:
+        UnsupportedModule: a node hides part of the graph (reentrant checkpointing).
+    """
+    return _Builder(walk, parameters).build()

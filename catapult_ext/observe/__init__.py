@@ -1,0 +1,8 @@
+"""One forward and one backward: loss, kernel, spectrum, loss split, critical rate, AGOP and the gradient."""
+
+from __future__ import annotations
+
+from catapult_ext.observe.observation import LayerReport, Observation
+from catapult_ext.observe.observer import Observer, observe
+
+__all__ = ["LayerReport", "Observation", "Observer", "observe"]

@@ -1,0 +1,235 @@
+"""Puts a sweep together: the kernel, and the gradient of the loss from the same features and sensitivities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.graph.plan import Route
+from catapult_ext.observe.sweep import Sweep
+
+__all__ = ["Assembler", "MemoryPlan", "Term"]
+
+# A [n, m], B [n, c, w] or [n, w], scale, beta: scale (A A^T + beta) * (B B^T)
+Term = tuple[Tensor, Tensor, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Predicted extra memory of putting a sweep together, in bytes.
+
+    Attributes:
+        fixed: sensitivities, kernel and per-sample gradients that must be whole.
+        smallest: the smallest bound that works.
+        tile: what tiles may use.
+    """
+
+    fixed: int
+    smallest: int
+    tile: int
+
+
+class Assembler:
+    """Kernel and loss gradient of one sweep.
+
+    Attributes:
+        kernel: [n c, n c] or None.
+        swept: gradients that the kernel's sweep has formed on the way, by parameter index.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        weights: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        max_bytes: int | None = None,
+        only: frozenset[int] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            sweep: the pass.
+            weights: d loss / d f [n, c]; None where no gradient will be asked for.
+            dtype: of the kernel; float64 accumulates in double also from float32 activations.
+            max_bytes: bound of the extra memory.
+            only: parameter indices to keep (for kernels by parameter).
+        """
+        self.sweep = sweep
+        self.weights = weights
+        self.dtype = sweep.output.dtype if dtype is None else dtype
+        if weights is not None and weights.dtype != self.dtype:
+            raise TypeError(f"dtype: a kernel of {self.dtype} beside a gradient of {weights.dtype}")
+        self.only = only
+        self.rows = sweep.output.shape[0] * sweep.outputs
+        self.kernel: Tensor | None = None
+        self.swept: dict[int, Tensor] = {}
+        self.memory = self._plan_memory(max_bytes)
+
+    # ---- which parameter is where
+
+    def parameters(self, *routes: str) -> list[int]:
+        """Indices of the parameters on these routes."""
+        return [
+            i
+            for i, route in enumerate(self.sweep.plan.routes)
+            if route in routes and (self.only is None or i in self.only)
+        ]
+
+    def terms(self) -> dict[tuple[int, ...], Term]:
+        """Parts of the kernel that are Hadamard products of two Gram matrices, by the parameters they cover."""
+        sites: dict[int, dict[str, int]] = {}
+        for i in self.parameters(Route.GRAM):
+            use = self.sweep.plan.uses[i][0]
+            if use.site in self.sweep.sites:
+                sites.setdefault(use.site, {})[use.role] = i
+        found: dict[tuple[int, ...], Term] = {}
+        for index, roles in sites.items():
+            data = self.sweep.sites[index]
+            scales = {role: self.sweep.factors[i][0] for role, i in roles.items()}
+            for covered, a, b, scale, beta in data.site.rule.terms(data, scales):
+                a = b.new_empty((b.shape[0], 0)) if a is None else a
+                found[tuple(roles[role] for role in covered)] = (self._cast(a), self._cast(b), scale, beta)
+        return found
+
+    # ---- memory
+
+    def _plan_memory(self, max_bytes: int | None) -> MemoryPlan:
+        size = torch.finfo(self.dtype).bits // 8
+        fixed = self.rows * self.rows * size
+        fixed += sum(data.sensitivities.numel() * size for data in self.sweep.sites.values())
+        smallest_tile = 0
+        for i in self.parameters(Route.GRAM, Route.TILES, Route.ROWS):
+            parameter = self.sweep.state.parameters[i]
+            if self.sweep.plan.routes[i] == Route.ROWS:
+                smallest_tile = max(smallest_tile, self.rows * parameter.numel() * size)
+            elif any(not self.sweep.plan.sites[u.site].rule.SHORTCUT for u in self.sweep.plan.uses[i]):
+                fixed += self.rows * parameter.numel() * size
+            else:
+                row = parameter.numel() // parameter.shape[0] if parameter.dim() else 1
+                smallest_tile = max(smallest_tile, self.rows * row * size)
+        smallest = fixed + smallest_tile
+        if max_bytes is None:
+            return MemoryPlan(fixed, smallest, max(ops.TILE_BYTES, smallest_tile))
+        if max_bytes < smallest:
+            raise ValueError(
+                f"max_bytes: {max_bytes} is too small for {self.rows} kernel rows of this model; the smallest bound "
+                f"that works is {smallest}"
+            )
+        return MemoryPlan(fixed, smallest, max(smallest_tile, min(max_bytes - fixed, 16 * ops.TILE_BYTES)))
+
+    # ---- kernel
+
+    def build_kernel(self) -> Tensor:
+        """K [n c, n c] = sum over parameters of <d f_ij / d w, d f_i'j' / d w>.
+
+        Raises:
+            NonFinite: a sensitivity or a product is not finite.
+        """
+        kernel = self.sweep.output.new_empty((self.rows, self.rows), dtype=self.dtype)
+        self.kernel = kernel
+        terms = self.terms()
+        if terms:
+            a, b, scale, beta = zip(*terms.values(), strict=True)
+            ops.ntk_gram(a, b, scale, beta, out=kernel)
+        else:
+            kernel.zero_()
+        weights = None if self.weights is None else self.weights.reshape(-1)
+        covered = {i for group in terms for i in group}
+        for i in self.parameters(Route.GRAM):
+            if i not in covered:
+                self._sweep_weight(i, weights)
+        for i in self.parameters(Route.TILES):
+            for rows, tile in self.tiles(i, self.tile_step(i)):
+                self._add(i, rows, tile, weights)
+        for i, jacobian in self.fallback_jacobians():
+            self._add(i, slice(None), jacobian, weights)
+        return kernel
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == self.dtype else tensor.to(self.dtype)
+
+    def _sweep_weight(self, i: int, weights: Tensor | None) -> None:
+        """One use, several rows per sample: K += G G^T tile by tile, the gradient on the way where it is cheap."""
+        assert self.kernel is not None
+        use, factor = self.sweep.plan.uses[i][0], self.sweep.factors[i][0]
+        data = self.sweep.sites.get(use.site)
+        if data is None:
+            return
+        parameter = self.sweep.state.parameters[i]
+        gradient = None
+        if weights is not None and data.site.rule.SWEEPS_GRADIENT:
+            gradient = self.swept[i] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        data.site.rule.sweep_weight(
+            data, factor, parameter, self.kernel, gradient, weights, self._cast, self.memory.tile
+        )
+
+    def tile_step(self, i: int, other_rows: int = 0) -> int:
+        """How many rows of a parameter fit a tile (of `other_rows` further kernel rows as well)."""
+        parameter = self.sweep.state.parameters[i]
+        total = parameter.shape[0] if parameter.dim() else 1
+        size = torch.finfo(self.dtype).bits // 8
+        row = parameter.numel() // max(total, 1) * size * (self.rows + other_rows)
+        return max(1, min(total, self.memory.tile // max(1, row)))
+
+    def tiles(self, i: int, step: int) -> Iterator[tuple[slice, Tensor]]:
+        """Per-sample gradients of a parameter, summed over its uses: (rows, [n c, len(rows), ...])."""
+        parameter = self.sweep.state.parameters[i]
+        total = parameter.shape[0] if parameter.dim() else 1
+        for first in range(0, total, step):
+            rows = slice(first, min(total, first + step))
+            summed: Tensor | None = None
+            for use, factor in zip(self.sweep.plan.uses[i], self.sweep.factors[i], strict=True):
+                data = self.sweep.sites.get(use.site)
+                if data is None:
+                    continue
+                part = data.site.rule.tile(data, use, factor, rows, parameter)
+                summed = part if summed is None else summed + part
+            if summed is not None:
+                yield rows, self._cast(summed)
+
+    def _add(self, i: int, rows: slice, tile: Tensor, weights: Tensor | None) -> None:
+        """K += G G^T and, where a gradient is wanted, gradient[rows] += G^T w."""
+        assert self.kernel is not None
+        flat = tile.flatten(1)
+        ops.jacobian_accumulate_(self.kernel, self._cast(flat))
+        if weights is not None:
+            parameter = self.sweep.state.parameters[i]
+            gradient = self.swept.setdefault(i, torch.zeros_like(parameter))
+            target = gradient[rows] if parameter.dim() else gradient
+            target.add_((flat.t() @ weights).view(target.shape))
+
+    def fallback_jacobians(self) -> Iterator[tuple[int, Tensor]]:
+        """Exact fallback, in groups of parameters that fit the memory plan: (parameter, [n c, *shape])."""
+        size = torch.finfo(self.dtype).bits // 8
+        budget = max(self.memory.tile, 1 << 28)
+        group: list[int] = []
+        used = 0
+        for i in [*self.parameters(Route.ROWS), -1]:
+            need = 0 if i < 0 else self.rows * self.sweep.state.parameters[i].numel() * size
+            if group and (i < 0 or used + need > budget):
+                yield from self._fallback_group(group)
+                group, used = [], 0
+            if i >= 0:
+                group.append(i)
+                used += need
+
+    def _fallback_group(self, group: list[int]) -> Iterator[tuple[int, Tensor]]:
+        parameters = [self.sweep.state.parameters[i] for i in group]
+        jacobians = [p.new_empty((self.rows, *p.shape)) for p in parameters]
+        for start, stop, rows in self.sweep.rows(group):
+            for jacobian, part in zip(jacobians, rows, strict=True):
+                jacobian[start:stop] = part
+        yield from zip(group, jacobians, strict=True)
+
+    def whole_jacobian(self, i: int) -> Tensor:
+        """Per-sample gradients of one parameter in one piece: [n c, *shape]."""
+        parameter = self.sweep.state.parameters[i]
+        if self.sweep.plan.routes[i] == Route.ROWS:
+            return self._cast(next(iter(self._fallback_group([i])))[1])
+        parts = [tile for _, tile in self.tiles(i, max(1, parameter.shape[0] if parameter.dim() else 1))]
+        return parts[0] if parts else parameter.new_zeros((self.rows, *parameter.shape), dtype=self.dtype)

@@ -1,0 +1,145 @@
+"""What an observation must leave as it found it: parameters, buffers, random state; and what it may read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext.errors import UnsupportedModule
+
+__all__ = ["ModelState", "select_parameters"]
+
+
+def select_parameters(model: nn.Module, params: Iterable[str | Tensor] | None) -> dict[str, nn.Parameter]:
+    """The parameters to observe by name: all that require grad, or the given names or tensors.
+
+    Raises:
+        TypeError: `model` is no module, or `params` is one string or holds something else.
+        ValueError: an unknown name, a tensor that is no parameter of the model, or none left.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    named = dict(model.named_parameters())
+    if params is None:
+        chosen = {name: p for name, p in named.items() if p.requires_grad}
+    else:
+        if isinstance(params, (str, Tensor)):
+            raise TypeError("params: expected an iterable of names or parameters, got a single one")
+        names_of = {id(p): name for name, p in named.items()}
+        chosen = {}
+        for entry in params:
+            name = entry if isinstance(entry, str) else names_of.get(id(entry))
+            if name is None or name not in named:
+                shown = (
+                    repr(entry) if isinstance(entry, str) else "a tensor that is no parameter of the model"
+                )
+                raise ValueError(f"params: expected parameters of the model, got {shown}")
+            if not named[name].requires_grad:
+                raise ValueError(f"params: {name} does not require grad")
+            chosen[name] = named[name]
+    if not chosen:
+        raise ValueError("model: expected at least one parameter that requires grad, found none")
+    return chosen
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    optimized = torch._dynamo.OptimizedModule if "torch._dynamo" in _loaded() else ()
+    return any(
+        isinstance(module, optimized) or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def _loaded() -> dict[str, object]:
+    import sys
+
+    return sys.modules  # type: ignore[return-value]
+
+
+class ModelState:
+    """Parameters and buffers of one model, listed once; listing them at each step would cost more than a step."""
+
+    def __init__(self, model: nn.Module, params: Iterable[str | Tensor] | None) -> None:
+        chosen = select_parameters(model, params)
+        self.model = model
+        self.names = list(chosen)
+        self.parameters: list[Tensor] = list(chosen.values())
+        self.buffers = [
+            (module, name, buffer)
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self.compiled = _is_compiled(model)
+        first = self.parameters[0]
+        self.dtype, self.device = first.dtype, first.device
+        if self.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"model: expected float32 or float64 parameters, got {self.dtype}")
+        for name, parameter in chosen.items():
+            if parameter.dtype != self.dtype or parameter.device != self.device:
+                raise TypeError(
+                    f"model: expected parameters of one dtype and device, got {self.dtype} on {self.device} and "
+                    f"{parameter.dtype} on {parameter.device} ({name})"
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the model with gradients enabled, eagerly even where it is compiled."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if self.compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            output: Tensor = self.model(x)
+        return output
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Restore buffers and random state on exit, also when an exception passes through.
+
+        Yields:
+            A list that holds, after the block, (buffer, value that the forward gave it) for each buffer that
+            the forward changed: what a training step commits.
+        """
+        if torch.is_autocast_enabled(self.device.type):
+            raise UnsupportedModule(
+                "model: autocast is enabled, and a kernel of mixed precisions would be approximate; observe outside "
+                "of torch.autocast"
+            )
+        before = [buffer.clone() for _, _, buffer in self.buffers]
+        generator = _generator(self.device)
+        random_state = generator.get_state()
+        committed: list[tuple[Tensor, Tensor]] = []
+        drew = False
+        try:
+            yield committed
+            drew = not torch.equal(random_state, generator.get_state())
+        finally:
+            if not torch.equal(random_state, generator.get_state()):
+                generator.set_state(random_state)
+            with torch.no_grad():
+                for (module, name, buffer), old in zip(self.buffers, before, strict=True):
+                    now = module._buffers[name]
+                    if now is not buffer:  # the forward assigned a new tensor
+                        module._buffers[name] = buffer
+                    if now is not None and not _same(now, old):
+                        committed.append((buffer, now.clone()))
+                        if now is buffer:
+                            buffer.copy_(old)
+        if drew:
+            raise UnsupportedModule(
+                "model: its forward draws random numbers (dropout in training mode?), so that its kernel is that of "
+                "another network at every call; call model.eval(), or set the dropout rates to 0"
+            )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool(torch.equal(first, second))
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator

@@ -1,0 +1,284 @@
+"""The long-lived object behind every observation: model, plans, warm vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import ops
+from catapult_ext.eigen import TopEigh
+from catapult_ext.errors import NonFinite
+from catapult_ext.graph.plan import Plan, Route
+from catapult_ext.observe.assemble import Assembler
+from catapult_ext.observe.model_state import ModelState
+from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
+from catapult_ext.observe.sweep import Sweep, outputs_2d
+
+__all__ = ["Observer", "check_input", "check_target", "observe"]
+
+_VERIFY = ("first", "always", "never")
+
+
+def check_input(x: Any, device: torch.device) -> None:
+    """A tensor [n, ...] on the model's device.
+
+    Raises:
+        TypeError: x is no tensor.
+        ValueError: it has no samples or lies on another device.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor of shape (n, ...), got {type(x).__name__}")
+    if x.dim() == 0 or x.shape[0] == 0:
+        raise ValueError(f"x: expected at least one sample, shape (n, ...), got shape {tuple(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"x: expected a tensor on {device} as the model is, got {x.device}")
+
+
+def check_target(y: Any, output: Tensor) -> Tensor:
+    """Y as [n, c]; (n,) is taken for one output only, everything else would broadcast silently.
+
+    Raises:
+        TypeError: y is no floating-point tensor of the output's dtype.
+        ValueError: its shape or device differs from the output's.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a tensor of shape {tuple(output.shape)}, got {type(y).__name__}")
+    if y.dtype != output.dtype:
+        raise TypeError(f"y: expected {output.dtype} as the model's output, got {y.dtype}")
+    if y.device != output.device:
+        raise ValueError(f"y: expected a tensor on {output.device} as the model is, got {y.device}")
+    n, c = output.shape
+    if y.shape == (n, c):
+        return y
+    if c == 1 and y.shape == (n,):
+        return y.unsqueeze(1)
+    expected = f"(n, c) = ({n}, {c})" + (f" or ({n},)" if c == 1 else "")
+    raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
+
+
+class Observer:
+    """Observes one model again and again: the first pass plans and certifies, later ones reuse the plan.
+
+    The price of a pass is one forward, c backwards to the layers (no weight gradients), the Gram products, and what
+    is read from the Observation. A network that couples its samples (BatchNorm in training mode) costs n c
+    backwards for the layers below the coupling. Parameters, buffers, `.grad`, hooks, mode and random state are left
+    as found, also when an exception passes through.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        k: int = 1,
+        loss: str = "mse",
+        params: Iterable[str | Tensor] | None = None,
+        kernel: bool = True,
+        agop: bool = False,
+        verify: str = "first",
+        max_bytes: int | None = None,
+    ) -> None:
+        """Prepare to observe.
+
+        Args:
+            model: float32 or float64; its output is (n,) or (n, c).
+            k: eigenpairs of the kernel (at most n c are returned).
+            loss: "mse", mean over all entries of (f - y)^2.
+            params: names or tensors of the parameters to observe, default all that require grad.
+            kernel: compute the tangent kernel; without it an observation is loss, residual and gradient.
+            agop: compute the AGOP of the input.
+            verify: when a plan is certified against autograd with random cotangents: "first" (its first use, and
+                its uses number 2, 4, 8, ...; always where routing depends on the data), "always", "never".
+            max_bytes: bound of the extra memory beyond the model's own forward and backward.
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit.
+        """
+        if loss != "mse":
+            raise ValueError(f"loss: expected 'mse', got {loss!r}")
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise ValueError(f"k: expected a positive integer, got {k!r}")
+        if verify not in _VERIFY:
+            raise ValueError(f"verify: expected one of {', '.join(_VERIFY)}, got {verify!r}")
+        if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes <= 0):
+            raise ValueError(f"max_bytes: expected a positive integer or None, got {max_bytes!r}")
+        self._state = ModelState(model, params)
+        self._k = k
+        self._kernel = kernel
+        self._agop = agop
+        self._verify = verify
+        self._max_bytes = max_bytes
+        self._plans: dict[Any, Plan] = {}
+        self._start: Tensor | None = None
+
+    def __call__(self, x: Tensor, y: Tensor) -> Observation:
+        """One pass.
+
+        Args:
+            x: samples [n, ...].
+            y: targets [n, c], or [n] for one output; dtype of the model.
+
+        Returns:
+            The Observation.
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit.
+            UnsupportedModule: the model cannot be observed exactly; the message says what to do.
+            NonFinite: the output, or the kernel, is not finite.
+        """
+        check_input(x, self._state.device)
+        with self._state.untouched() as buffers:
+            parts = self._with_kernel(x, y) if self._kernel else self._without_kernel(x, y)
+        return Observation(
+            state=self._state,
+            k=self._k,
+            buffers=buffers,
+            start=self._start,
+            on_eigen=self._remember,
+            **parts,
+        )
+
+    def _remember(self, eigen: TopEigh) -> None:
+        self._start = eigen.vectors
+
+    def _with_kernel(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        state = self._state
+        sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
+        with torch.no_grad():
+            prediction = sweep.output.detach()
+            residual = prediction - check_target(y, prediction)
+            weights = residual * (2.0 / residual.numel())
+            assembler = Assembler(sweep, weights, max_bytes=self._max_bytes)
+            kernel = assembler.build_kernel()
+            agop = None if sweep.input_gradients is None else _agop(sweep.input_gradients)
+        uses = {}
+        plan = sweep.plan
+        for i, route in enumerate(plan.routes):
+            if route in (Route.GRAM, Route.TILES) and i not in assembler.swept:
+                entries = [
+                    (use, factor, sweep.sites[use.site])
+                    for use, factor in zip(plan.uses[i], sweep.factors[i], strict=True)
+                    if use.site in sweep.sites
+                ]
+                if entries:
+                    uses[i] = entries
+        sweep.release_graph()
+        return {
+            "prediction": prediction,
+            "residual": residual,
+            "kernel": kernel,
+            "agop": agop,
+            "gradient": LossGradient(state, assembler.swept, uses, weights),
+            "report": lambda: _report(state, sweep),
+        }
+
+    def _without_kernel(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+        state = self._state
+        if self._agop:
+            sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=True, keep_graph=True)
+            output, gradients = sweep.output, sweep.input_gradients
+        else:
+            output, gradients = outputs_2d(state.forward(x), x), None
+        prediction = output.detach()
+        if not bool(torch.isfinite(prediction).all()):
+            raise NonFinite("model: its output is not finite")
+        residual = prediction - check_target(y, prediction)
+        weights = residual * (2.0 / residual.numel())
+        found = torch.autograd.grad(output, state.parameters, weights, allow_unused=True)
+        swept = {i: gradient for i, gradient in enumerate(found) if gradient is not None}
+        report = [
+            LayerReport(name, tuple(p.shape), "none", "no kernel was asked for", 0.0, 0)
+            for name, p in zip(state.names, state.parameters, strict=True)
+        ]
+        return {
+            "prediction": prediction,
+            "residual": residual,
+            "kernel": None,
+            "agop": None if gradients is None else _agop(gradients),
+            "gradient": LossGradient(state, swept, {}, weights),
+            "report": lambda: report,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on to the same bits: the warm vectors of the eigensolver."""
+        return {"start": self._start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()`.
+
+        Raises:
+            ValueError: keys that this version does not know.
+        """
+        if set(state) != {"start"}:
+            raise ValueError(f"state: expected the key 'start', got {sorted(state)}")
+        self._start = state["start"]
+
+
+def _agop(gradients: Tensor) -> Tensor:
+    """Mean over samples of J_x^T J_x from d f_ij / d x_i [n, c, ...]."""
+    return ops.agop_reduce(gradients.flatten(2).flatten(0, 1), 1.0 / gradients.shape[0])
+
+
+def _report(state: ModelState, sweep: Sweep) -> list[LayerReport]:
+    plan = sweep.plan
+    total = sweep.output.shape[0] * sweep.outputs
+    rows = []
+    for i, (name, parameter) in enumerate(zip(state.names, state.parameters, strict=True)):
+        route, flops, backwards = plan.routes[i], 0.0, 0
+        if route == Route.ROWS:
+            flops, backwards = float("nan"), total
+        elif route != Route.UNUSED:
+            for use in plan.uses[i]:
+                data = sweep.sites.get(use.site)
+                if data is not None:
+                    kind, work = data.site.rule.work(data, use.role)
+                    route = kind if plan.routes[i] == Route.GRAM else route
+                    route = kind if kind == "node calls" else route
+                    flops += work
+        rows.append(LayerReport(name, tuple(parameter.shape), route, plan.reasons[i], flops, backwards))
+    return rows
+
+
+def observe(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    k: int = 1,
+    start: Tensor | TopEigh | None = None,
+    loss: str = "mse",
+    params: Iterable[str | Tensor] | None = None,
+    kernel: bool = True,
+    agop: bool = False,
+    verify: str = "first",
+    max_bytes: int | None = None,
+) -> Observation:
+    """One-shot `Observer`: everything about one model on one batch from a single pass.
+
+    Args:
+        model: as for `Observer`.
+        x: samples [n, ...].
+        y: targets [n, c], or [n] for one output.
+        k: eigenpairs of the kernel.
+        start: vectors (or TopEigh) of an earlier step, for a warm start on large kernels.
+        loss: "mse".
+        params: parameters to observe.
+        kernel: compute the tangent kernel.
+        agop: compute the AGOP of the input.
+        verify: see `Observer`; a one-shot plan is always new, so "first" certifies.
+        max_bytes: bound of the extra memory.
+
+    Returns:
+        The Observation.
+
+    Raises:
+        TypeError, ValueError, UnsupportedModule, NonFinite: as for `Observer`.
+    """
+    observer = Observer(
+        model, k=k, loss=loss, params=params, kernel=kernel, agop=agop, verify=verify, max_bytes=max_bytes
+    )
+    if start is not None:
+        observer._start = start.vectors if isinstance(start, TopEigh) else start
+    return observer(x, y)

@@ -1,0 +1,361 @@
+"""One forward, one walk, one backward per output: features and sensitivities of every site, certified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from catapult_ext.errors import NonFinite, UnsupportedModule
+from catapult_ext.graph import Plan, build_plan, nodes, walk
+from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
+from catapult_ext.graph.plan import Route
+from catapult_ext.observe.model_state import ModelState
+from catapult_ext.rules.site_data import SiteData
+
+__all__ = ["Sweep", "outputs_2d"]
+
+# How many kernel rows the exact fallback sends through one batched backward.
+_ROWS_PER_BACKWARD = 32
+
+
+def outputs_2d(output: Any, x: Tensor) -> Tensor:
+    """The model's output as [n, c].
+
+    Raises:
+        TypeError: the output is no floating-point tensor.
+        ValueError: its shape is neither [n] nor [n, c], or no parameter that requires grad reaches it.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model: expected a tensor as output, got {type(output).__name__}")
+    if output.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"model: expected a float32 or float64 output, got {output.dtype}")
+    if output.dim() not in (1, 2) or output.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"model: expected an output of shape (n,) or (n, c) with n = {x.shape[0]}, got {tuple(output.shape)}"
+        )
+    if output.grad_fn is None:
+        raise ValueError("model: its output does not depend on a parameter that requires grad")
+    return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def _cotangents(outputs: str | int, output: Tensor) -> Tensor | None:
+    """Output weights [1, c] of "sum" or of one output; None for all outputs."""
+    c = output.shape[1]
+    if outputs == "all":
+        return None
+    if outputs == "sum":
+        return output.new_ones(1, c)
+    if not isinstance(outputs, int) or isinstance(outputs, bool) or not 0 <= outputs < c:
+        raise ValueError(
+            f"outputs: expected 'all', 'trace', 'sum' or an integer in 0 .. {c - 1}, got {outputs!r}"
+        )
+    return torch.eye(c, dtype=output.dtype, device=output.device)[outputs : outputs + 1]
+
+
+class Sweep:
+    """Everything that one pass leaves, before it is put together.
+
+    Attributes:
+        output: f [n, c] with its graph.
+        plan: the structure, certified.
+        sites: by site index, what the backward left there.
+        input_gradients: d f_ij / d x_i as [n, c, *x.shape[1:]], where asked for.
+    """
+
+    def __init__(
+        self,
+        state: ModelState,
+        x: Tensor,
+        plans: dict[Any, Plan],
+        *,
+        verify: str,
+        outputs: str | int = "all",
+        input_gradient: bool = False,
+        keep_graph: bool = False,
+    ) -> None:
+        """Run the pass.
+
+        Args:
+            state: the model.
+            x: [n, ...].
+            plans: known structures; new ones are added.
+            verify: "first" (a plan's first use and its uses number 2, 4, 8, ...), "always" or "never".
+            outputs: "all", "sum" (the c outputs count as their sum) or one of them.
+            input_gradient: also return the gradient with respect to x.
+            keep_graph: keep the graph alive (set where the fallback or a node is called later).
+        """
+        if input_gradient:
+            if not x.dtype.is_floating_point:
+                raise TypeError(f"x: expected a floating-point tensor for input gradients, got {x.dtype}")
+            x = x.detach().requires_grad_(True)
+        output = outputs_2d(state.forward(x), x)
+        if not bool(torch.isfinite(output).all()):
+            raise NonFinite("model: its output is not finite")
+        self.state = state
+        self.x = x
+        self.output = output
+        try:
+            self._run(plans, verify, outputs, input_gradient, keep_graph)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise UnsupportedModule(
+                "model: the input of a layer is modified in place after the layer has used it, so that its gradient "
+                f"cannot be formed (autograd refuses it too); use the out-of-place operation. PyTorch says: {error}"
+            ) from error
+
+    def _run(
+        self,
+        plans: dict[Any, Plan],
+        verify: str,
+        outputs: str | int,
+        input_gradient: bool,
+        keep_graph: bool,
+    ) -> None:
+        output, x = self.output, self.x
+        n, c = output.shape
+        self.cotangents = _cotangents(outputs, output)
+        self.outputs = c if self.cotangents is None else 1
+        graph = walk(output)
+        self.graph_nodes = graph.nodes
+        key = (graph.key, n, c, tuple(x.shape[1:]), x.dtype, output.dtype, input_gradient)
+        plan = plans.get(key)
+        if plan is None or not self._leaves_match(plan, graph):
+            plan = plans[key] = build_plan(graph, self.state.parameters)
+        self.plan = plan
+        self.input_gradients: Tensor | None = None
+        plan.observations += 1
+        if verify != "never" and self._due(plan, verify):
+            self._certify(plan, input_gradient)
+        live = plan.live_sites()
+        # Saved tensors are read before the backward may free them.
+        features = {index: self._features(index) for index in live}
+        self.factors = self._factors()
+        calls_nodes = any(not plan.sites[index].rule.SHORTCUT for index in live)
+        keep = keep_graph or calls_nodes or bool(plan.fallback_parameters())
+        gradients = self._backward(live, self._unit_cotangents(), input_gradient, keep)
+        self.sites: dict[int, SiteData] = {}
+        for index, b in zip(live, gradients, strict=False):
+            if b is not None:  # undefined gradient: this site does not reach any output
+                site = plan.sites[index]
+                self.sites[index] = SiteData(site, graph.nodes[site.node], features[index], b, self.outputs)
+        if input_gradient:
+            last = gradients[-1]
+            shape = (self.outputs, *x.shape)
+            stacked = x.new_zeros(shape) if last is None else last.reshape(shape)
+            self.input_gradients = stacked.transpose(0, 1)
+
+    def _leaves_match(self, plan: Plan, graph: Any) -> bool:
+        parameters = self.state.parameters
+        return all(graph.nodes[position].variable is parameters[i] for position, i in plan.leaves)
+
+    @staticmethod
+    def _due(plan: Plan, verify: str) -> bool:
+        count = plan.observations
+        return verify == "always" or plan.data_dependent or not plan.certified or (count & (count - 1)) == 0
+
+    def _features(self, index: int) -> Tensor | None:
+        for uses, route in zip(self.plan.uses, self.plan.routes, strict=True):
+            if route in (Route.GRAM, Route.TILES):
+                for use in uses:
+                    if use.site == index and use.role == "weight":
+                        return self._saved(index)
+        return None
+
+    def _saved(self, index: int) -> Tensor | None:
+        site = self.plan.sites[index]
+        saved: Tensor | None = site.rule.features(self.graph_nodes[site.node])
+        return None if saved is None else saved.detach()
+
+    def _unit_cotangents(self) -> Tensor:
+        """[outputs, n, c]: row j asks for output j (or for row j of `cotangents`) of every sample at once."""
+        n, c = self.output.shape
+        if self.cotangents is not None:
+            rows = self.cotangents
+        elif c == 1:
+            return self.output.new_ones(1).expand(1, n, 1)
+        else:
+            rows = torch.eye(c, dtype=self.output.dtype, device=self.output.device)
+        return rows.unsqueeze(1).expand(-1, n, -1)
+
+    def _edges(self, sites: list[int], input_gradient: bool) -> list[Any]:
+        edges: list[Any] = [GradientEdge(self.graph_nodes[self.plan.sites[i].node], 0) for i in sites]
+        if input_gradient:
+            edges.append(self.x)
+        return edges
+
+    def _backward(
+        self, sites: list[int], cotangents: Tensor, input_gradient: bool, keep: bool
+    ) -> list[Tensor | None]:
+        """Gradients at the sites (and at x): the node's own shape for one output, [outputs, ...] for several."""
+        edges = self._edges(sites, input_gradient)
+        if not edges:
+            return []
+        count = cotangents.shape[0]
+        if count == 1:
+            return list(
+                torch.autograd.grad(self.output, edges, cotangents[0], retain_graph=keep, allow_unused=True)
+            )
+        if self.plan.batched_cotangents:
+            return list(
+                torch.autograd.grad(
+                    self.output,
+                    edges,
+                    cotangents,
+                    retain_graph=keep,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+            )
+        rows = [
+            torch.autograd.grad(
+                self.output, edges, cotangents[j], retain_graph=keep or j + 1 < count, allow_unused=True
+            )
+            for j in range(count)
+        ]
+        stacked: list[Tensor | None] = []
+        for column in zip(*rows, strict=True):
+            present = next((entry for entry in column if entry is not None), None)
+            if present is None:
+                stacked.append(None)
+            else:
+                stacked.append(torch.stack([torch.zeros_like(present) if e is None else e for e in column]))
+        return stacked
+
+    def _certify(self, plan: Plan, input_gradient: bool) -> None:
+        """Settle row maps and compare every assembled gradient with autograd's, for random cotangents."""
+        generator = torch.Generator().manual_seed(plan.observations)
+        n, c = self.output.shape
+        u = (torch.rand(c, generator=generator, dtype=torch.float64) + 0.5).to(self.output)
+        s = distinct_scales(n, self.output, generator)
+        live = plan.live_sites()
+        plain = u.expand(1, n, c)
+        first = self._backward(live, plain, input_gradient, True)
+        second = self._backward(live, plain * s[:, None], input_gradient, True)
+        if input_gradient and first[-1] is not None and second[-1] is not None:
+            found = find_row_map(first[-1], second[-1], s, (1,))
+            if isinstance(found, str):
+                raise UnsupportedModule(
+                    "model: it couples its samples (BatchNorm in training mode?), so that the AGOP, which is defined "
+                    "sample by sample, does not exist; call model.eval()"
+                )
+        was_certified, settled = plan.certified, True
+        problems: dict[int, str] = {}
+        data: dict[int, SiteData] = {}
+        for position, index in enumerate(live):
+            site, b1, b2 = plan.sites[index], first[position], second[position]
+            if b1 is None or b2 is None:
+                settled = False
+                continue
+            found = find_row_map(b1, b2, s, site.rule.LEAD)
+            if isinstance(found, str):
+                problems[index] = found
+            elif site.rule.NAME == "conv2d" and found.positions != 1:
+                problems[index] = "several maps per sample"
+            else:
+                site.row_map = found
+                settled &= found.settled
+                data[index] = SiteData(site, self.graph_nodes[site.node], self._features(index), b1, 1)
+        for i, uses in enumerate(plan.uses):
+            if plan.routes[i] in (Route.GRAM, Route.TILES):
+                bad = [problems[use.site] for use in uses if use.site in problems]
+                if bad:
+                    self._demote(plan, i, bad[0], was_certified)
+        self._check_gradients(plan, data, plain, s, was_certified)
+        plan.certified = settled
+
+    def _check_gradients(
+        self, plan: Plan, data: dict[int, SiteData], plain: Tensor, s: Tensor, was_certified: bool
+    ) -> None:
+        ruled = [i for i, route in enumerate(plan.routes) if route in (Route.GRAM, Route.TILES)]
+        if not ruled:
+            return
+        parameters = [self.state.parameters[i] for i in ruled]
+        expected = torch.autograd.grad(
+            self.output, parameters, (plain * s[:, None])[0], retain_graph=True, allow_unused=True
+        )
+        with torch.no_grad():
+            weighted = {index: entry.weighted(s.unsqueeze(1)) for index, entry in data.items()}
+            for i, parameter, reference in zip(ruled, parameters, expected, strict=True):
+                if reference is None:
+                    continue
+                total, size = torch.zeros_like(parameter), 0.0
+                for use in plan.uses[i]:
+                    entry = data.get(use.site)
+                    if entry is None:
+                        continue
+                    factor = self._factor(use)
+                    part = entry.site.rule.gradient(entry, use, factor, weighted[use.site], parameter)
+                    total += part
+                    size += float(part.norm())
+                tolerance = relative_tolerance(parameter.dtype)
+                if not float((total - reference).norm()) <= tolerance * max(size, float(reference.norm())):
+                    self._demote(plan, i, "its assembled gradient differs from autograd's", was_certified)
+
+    def _demote(self, plan: Plan, parameter: int, reason: str, was_certified: bool) -> None:
+        name = self.state.names[parameter]
+        if was_certified:
+            raise UnsupportedModule(
+                f"model: {name} was certified at an earlier step and fails now ({reason}): the network changed the way "
+                'its rows belong to samples without changing its graph; use verify="always"'
+            )
+        plan.demote(parameter, reason)
+
+    def _factors(self) -> list[tuple[float, ...]]:
+        """Factor of every use, by parameter."""
+        return [
+            tuple(self._factor(use) for use in uses) if route in (Route.GRAM, Route.TILES) else ()
+            for uses, route in zip(self.plan.uses, self.plan.routes, strict=True)
+        ]
+
+    def release_graph(self) -> None:
+        """Let go of the graph once rows and nodes are no longer called; features and sensitivities stay."""
+        self.output = self.output.detach()
+
+    def _factor(self, use: Any) -> float:
+        """Scalar between a parameter and its site: the site's own scale times the products on the way."""
+        site = self.plan.sites[use.site]
+        value: float = site.rule.scale(self.graph_nodes[site.node], use.role)
+        for node, argument in use.factors:
+            value *= nodes.scalar_factor(self.graph_nodes[node], argument)
+        return value
+
+    def rows(self, parameters: list[int], keep: bool = False) -> Iterator[tuple[int, int, list[Tensor]]]:
+        """The exact fallback: gradients of single outputs of single samples.
+
+        Yields:
+            (first kernel row, past the last, [rows, *parameter.shape] for each parameter).
+        """
+        unit = self._unit_cotangents()  # [outputs, n, c]
+        n, total = self.output.shape[0], self.output.shape[0] * self.outputs
+        tensors = [self.state.parameters[i] for i in parameters]
+        for start in range(0, total, _ROWS_PER_BACKWARD):
+            stop = min(total, start + _ROWS_PER_BACKWARD)
+            cotangents = self.output.new_zeros(stop - start, n, self.output.shape[1])
+            for row in range(start, stop):
+                i, j = divmod(row, self.outputs)
+                cotangents[row - start, i] = unit[j, i]
+            yield start, stop, self._batched_rows(tensors, cotangents)
+
+    def _batched_rows(self, tensors: list[Tensor], cotangents: Tensor) -> list[Tensor]:
+        try:
+            found = torch.autograd.grad(
+                self.output, tensors, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+        except RuntimeError:  # a node without a batching rule: the same rows one by one, equally exact
+            each = [
+                torch.autograd.grad(self.output, tensors, row, retain_graph=True, allow_unused=True)
+                for row in cotangents
+            ]
+            found = tuple(
+                torch.stack([torch.zeros_like(tensor) if row is None else row for row in column])
+                for tensor, column in zip(tensors, zip(*each, strict=True), strict=True)
+            )
+        return [
+            tensor.new_zeros(cotangents.shape[0], *tensor.shape) if rows is None else rows.detach()
+            for tensor, rows in zip(tensors, found, strict=True)
+        ]

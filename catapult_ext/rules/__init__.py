@@ -1,0 +1,44 @@
+"""One small file per layer family; a registry line and a test are all that a new one needs besides.
+
+A rule is a module with
+
+- `NAME`: how `layer_report` calls it; `NODES`: {(node class, argument): role of a parameter there};
+- `SHORTCUT`: a single use with one row per sample may go through the Gram product;
+- `BATCHED_COTANGENTS`: its backward is fast and exact under `is_grads_batched`;
+- `SWEEPS_GRADIENT`: the kernel's sweep forms the loss gradient of its weight on the way;
+- `LEAD`: how many leading dimensions of its sensitivities may be rows;
+- `refuse(node, ...)`: why it does not cover this node, or None;
+- `features(node)`: A, read from the node's saved tensors; `scale(node, use)`: factor of the use;
+- `terms(...)`: the parts that are products of Gram matrices; `sweep_weight(...)`: K += G G^T for a weight that
+  is no such part; `tile(...)`: per-sample gradients of a slice; `gradient(...)`, `step_(...)`, `work(...)`:
+  see `rules/linear.py`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from catapult_ext.graph.nodes import type_name
+from catapult_ext.rules import conv2d, linear, node_call
+
+__all__ = ["RULES", "find_rule"]
+
+RULES: tuple[ModuleType, ...] = (linear, conv2d)
+
+_TABLE = {key: (rule, role) for rule in RULES for key, role in rule.NODES.items()}
+
+
+def find_rule(
+    node: Any, argument: int, parents: list[tuple[int, int, int]], scaled: bool, transposed: bool
+) -> tuple[ModuleType, str, str | None]:
+    """Rule and role of a parameter at a node, or (third) why only the exact fallback is left."""
+    if any(which != 0 for _, _, which in parents):
+        return node_call, "argument", f"{type_name(node)} has several outputs in use"
+    entry = _TABLE.get((type_name(node), argument))
+    if entry is not None:
+        rule, role = entry
+        if rule.refuse(node, role, transposed) is None:
+            return rule, role, None
+    problem = node_call.refuse(node, scaled, transposed)
+    return node_call, "argument", problem

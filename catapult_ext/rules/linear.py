@@ -1,0 +1,130 @@
+"""Matrix products with a parameter: Linear, F.linear, tied or transposed weights, scaled products, biases.
+
+Out = alpha A M + beta bias with M = s W^T (or s W). The gradient of output ij with respect to W is
+alpha s sum_t B_t A_t^T over the T rows of sample i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.graph import nodes as names
+from catapult_ext.graph.plan import Use
+from catapult_ext.rules.site_data import SiteData
+
+NAME = "linear"
+SHORTCUT = True
+BATCHED_COTANGENTS = True
+SWEEPS_GRADIENT = False
+LEAD = (1,)
+NODES = {
+    ("AddmmBackward0", 2): "weight",
+    ("AddmmBackward0", 0): "bias",
+    ("MmBackward0", 1): "weight",
+}
+
+
+def refuse(node: Any, role: str, transposed: bool) -> str | None:
+    """Biases that arrive transposed are matrices, which no row map covers."""
+    return "transposed bias" if role == "bias" and transposed else None
+
+
+def features(node: Any) -> Tensor:
+    """A [rows, in]."""
+    return names.linear_features(node)
+
+
+def scale(node: Any, role: str) -> float:
+    """Alpha or beta of the product."""
+    return names.linear_scale(node, role)
+
+
+def terms(
+    data: SiteData, scales: dict[str, float]
+) -> Iterator[tuple[tuple[str, ...], Tensor | None, Tensor, float, float]]:
+    """Parts that are scale (A A^T + beta) * (B B^T): (roles covered, A, B, scale, beta).
+
+    One row per sample: weight and bias in one term. Tokens: only the bias, with its sensitivities summed.
+    """
+    weight, bias = scales.get("weight"), scales.get("bias")
+    if data.positions > 1:
+        if bias is not None:
+            yield ("bias",), None, data.sensitivities_by_sample().sum(2), bias**2, 1.0  # B [n, c, out]
+        return
+    b = data.sensitivities_one_row()  # [n, out] or [n, c, out]
+    if weight is None:
+        assert bias is not None
+        yield ("bias",), None, b, bias**2, 1.0
+    elif bias is None:
+        yield ("weight",), data.features_one_row(), b, weight**2, 0.0
+    elif weight == 0.0:
+        yield ("weight",), data.features_one_row(), b, 0.0, 0.0
+        yield ("bias",), None, b, bias**2, 1.0
+    else:
+        yield ("weight", "bias"), data.features_one_row(), b, weight**2, (bias / weight) ** 2
+
+
+def sweep_weight(
+    data: SiteData,
+    factor: float,
+    parameter: Tensor,
+    kernel: Tensor,
+    gradient: Tensor | None,
+    weights: Tensor | None,
+    cast: Callable[[Tensor], Tensor],
+    tile_bytes: int,
+) -> None:
+    """K += G G^T for the weight over T > 1 positions; its gradient is cheaper as one product afterwards."""
+    assert data.features is not None
+    a, b = cast(data.by_sample(data.features)), cast(data.sensitivities_by_sample())
+    ops.jacobian_accumulate_tokens_(kernel, a, b, scale=factor, tile_bytes=tile_bytes)
+
+
+def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor) -> Tensor:
+    """Per-sample gradients of parameter[rows]: [n c, len(rows), ...]."""
+    b = data.sensitivities_by_sample()  # [n, c, T, out]
+    if use.role == "bias":
+        return b.sum(2)[..., rows].flatten(0, 1) * factor
+    assert data.features is not None
+    a = data.by_sample(data.features)  # [n, T, in]
+    if not use.transposed:  # the product took W itself: W [in, out]
+        a = a[..., rows].unsqueeze(1).expand(-1, data.outputs, -1, -1).flatten(0, 1)  # [n c, T, rows]
+        return torch.bmm(a.transpose(1, 2), b.flatten(0, 1)) * factor
+    return ops.token_tile(a, b, rows, factor)  # W [out, in]
+
+
+def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of the parameter for D [rows, out] (`SiteData.weighted`)."""
+    if use.role == "bias":
+        return (d.sum(0) * factor).sum_to_size(parameter.shape)
+    assert data.features is not None
+    product = d.t() @ data.features if use.transposed else data.features.t() @ d
+    return product * factor if factor != 1.0 else product
+
+
+def step_(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor, rate: float) -> None:
+    """Parameter -= rate gradient, without a temporary of the parameter's size."""
+    if use.role == "bias":
+        parameter.sub_((d.sum(0)).sum_to_size(parameter.shape), alpha=rate * factor)
+        return
+    assert data.features is not None
+    left, right = (d.t(), data.features) if use.transposed else (data.features.t(), d)
+    parameter.addmm_(left, right, alpha=-rate * factor)
+
+
+def work(data: SiteData, role: str) -> tuple[str, float]:
+    """Route and multiply-adds of this site's part of the kernel."""
+    n, c = (
+        data.by_sample(data.sensitivities if data.outputs == 1 else data.sensitivities[0]).shape[0],
+        data.outputs,
+    )
+    width = data.sensitivities.shape[-1]
+    fan_in = 0 if data.features is None or role == "bias" else data.features.shape[-1]
+    if data.positions == 1 or role == "bias":
+        return "gram", n * n * (fan_in + c * c * width) / 2
+    return "tiles", n * c * fan_in * width * (data.positions + n * c / 2)

@@ -1,0 +1,94 @@
+"""Any other node that takes a parameter directly, one sample at a time: exact, n c calls of that node alone.
+
+The node's own backward is linear in the incoming gradient, so its parameter gradient for B masked to the rows
+of sample i is the gradient of output ij. It covers normalisation layers, embeddings and bare parameters as
+long as rows can be told apart; `rules/linear.py` describes the methods.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext.graph import nodes as names
+from catapult_ext.graph.plan import Use
+from catapult_ext.rules.site_data import SiteData
+
+NAME = "node"
+SHORTCUT = False
+BATCHED_COTANGENTS = True
+SWEEPS_GRADIENT = False
+LEAD = (1, 2, 3)
+
+
+def refuse(node: Any, scaled: bool, transposed: bool) -> str | None:
+    """Why a node cannot be called alone."""
+    if scaled or transposed:
+        return f"it is transformed before it reaches {names.type_name(node)}"
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return f"{names.type_name(node)} is a custom autograd function"
+    return None
+
+
+def features(node: Any) -> None:
+    """The node keeps what it needs."""
+    return None
+
+
+def scale(node: Any, role: str) -> float:
+    """The node's backward includes every factor."""
+    return 1.0
+
+
+def _call(data: SiteData, grad_output: Tensor, argument: int, parameter: Tensor) -> Tensor:
+    result = data.node(grad_output)
+    gradient = result[argument] if isinstance(result, tuple) else result
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient.sum_to_size(parameter.shape)
+
+
+def _jacobian(data: SiteData, argument: int, parameter: Tensor) -> Tensor:
+    """Per-sample gradients [n c, *parameter.shape]."""
+    cached = data.cached_jacobian(argument)
+    if cached is not None:
+        return cached
+    row_map = data.site.row_map
+    assert row_map is not None
+    jacobian = parameter.new_empty((row_map.n * data.outputs, *parameter.shape))
+    unit = torch.zeros(row_map.n, dtype=parameter.dtype, device=parameter.device)
+    for i in range(row_map.n):
+        unit[i] = 1.0
+        rows = row_map.to_rows(unit)
+        for j in range(data.outputs):
+            b = data.sensitivities if data.outputs == 1 else data.sensitivities[j]
+            jacobian[i * data.outputs + j] = _call(data, data.scale_rows(b, rows), argument, parameter)
+        unit[i] = 0.0
+    data.cache_jacobian(argument, jacobian)
+    return jacobian
+
+
+def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor) -> Tensor:
+    """Per-sample gradients of parameter[rows]: [n c, len(rows), ...]."""
+    jacobian = _jacobian(data, use.argument, parameter)
+    return jacobian[:, rows] if parameter.dim() else jacobian.unsqueeze(1)
+
+
+def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of the parameter for D in the shape of the node's output."""
+    return _call(data, d, use.argument, parameter)
+
+
+def step_(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor, rate: float) -> None:
+    """Parameter -= rate gradient."""
+    parameter.sub_(gradient(data, use, factor, d, parameter), alpha=rate)
+
+
+def work(data: SiteData, role: str) -> tuple[str, float]:
+    """Route and multiply-adds; here calls of the node, each over all its elements."""
+    return "node calls", float(
+        data.sensitivities.numel()
+        * data.by_sample(data.sensitivities if data.outputs == 1 else data.sensitivities[0]).shape[0]
+    )
