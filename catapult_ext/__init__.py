@@ -12,12 +12,37 @@ from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.losses import decompose_loss
 from catapult_ext.ntk import jacobian, ntk
 from catapult_ext.observe import LayerReport, Observation, Observer, observe
+from catapult_ext.runs import RunFolder
+from catapult_ext.training import (
+    GD,
+    SGD,
+    AGOPAlignment,
+    BatchCriticalRate,
+    Constant,
+    History,
+    Recorder,
+    Spectrum,
+    Stepwise,
+    Stop,
+    train,
+)
 
 __all__ = [
+    "GD",
+    "SGD",
+    "AGOPAlignment",
+    "BatchCriticalRate",
+    "Constant",
+    "History",
     "LayerReport",
     "NonFinite",
     "Observation",
     "Observer",
+    "Recorder",
+    "RunFolder",
+    "Spectrum",
+    "Stepwise",
+    "Stop",
     "TopEigh",
     "UnsupportedModule",
     "__version__",
@@ -35,4 +60,5 @@ __all__ = [
     "ops",
     "spectral_norm",
     "top_eigh",
+    "train",
 ]
