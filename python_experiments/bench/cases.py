@@ -1,0 +1,87 @@
+"""What a measurement is: implementations of the same thing, timed against one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["JOBS", "Case", "Job", "job", "select"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, made once, and everything that is timed on them.
+
+    Attributes:
+        implementations: name -> one call of it; "catapult_ext" is ours.
+        errors: name -> error against a float64 reference, computed on demand, outside of every timing.
+        flop: floating-point operations of one call, the same for all, or None where that means nothing.
+    """
+
+    implementations: Mapping[str, Callable[[], object]]
+    errors: Mapping[str, Callable[[], float]] = field(default_factory=dict)
+    flop: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of a performance table.
+
+    Attributes:
+        name: what `catapult bench` calls it.
+        title: one line for a reader.
+        baseline: the implementation that ratios refer to.
+        shapes: sizes by their letters.
+        build: makes the inputs (seeded) and the calls.
+        target: ratio of "catapult_ext" to the baseline to stay under, or None.
+        error: what the error is relative to.
+        rounds: at most so many interleaved rounds.
+    """
+
+    name: str
+    title: str
+    baseline: str
+    shapes: Mapping[str, int]
+    build: Callable[[Mapping[str, int]], Case]
+    target: float | None = None
+    error: str = ""
+    rounds: int = 1000
+
+
+JOBS: dict[str, Job] = {}
+
+
+def job(
+    name: str,
+    title: str,
+    *,
+    baseline: str,
+    shapes: Mapping[str, int],
+    target: float | None = None,
+    error: str = "",
+    rounds: int = 1000,
+) -> Callable[[Callable[[Mapping[str, int]], Case]], Callable[[Mapping[str, int]], Case]]:
+    """Declare a job; the decorated function gets the shapes and returns the case. May be stacked."""
+
+    def register(build: Callable[[Mapping[str, int]], Case]) -> Callable[[Mapping[str, int]], Case]:
+        if name in JOBS:
+            raise ValueError(f"two jobs are called {name!r}")
+        JOBS[name] = Job(name, title, baseline, shapes, build, target, error, rounds)
+        return build
+
+    return register
+
+
+def select(names: list[str]) -> list[Job]:
+    """The jobs of these names or name beginnings ("fcn" means all that begin with it); all for an empty list.
+
+    Raises:
+        ValueError: a name fits no job; the message lists those that exist.
+    """
+    chosen: dict[str, Job] = {}
+    for name in names or [""]:
+        found = {key: value for key, value in JOBS.items() if key == name or key.startswith(name)}
+        if not found:
+            raise ValueError(f"no benchmark is called {name!r}; there are {', '.join(JOBS)}")
+        chosen |= found
+    return [value for key, value in JOBS.items() if key in chosen]

@@ -1,0 +1,148 @@
+"""One JSON line per measurement, and the tables that are rendered from them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import catapult_ext as cx
+from catapult_ext.runs.environment import environment
+from python_experiments.bench.cases import Case, Job
+from python_experiments.bench.timing import Timing
+
+__all__ = ["lines_of", "markdown_table", "read_lines", "write_lines"]
+
+
+def header() -> dict[str, Any]:
+    """What every line says about where it comes from."""
+    here = environment()
+    return {
+        "command": " ".join(["catapult", *sys.argv[1:]]),
+        "time": here["time"],
+        "commit": here["commit"]["catapult_ext"],
+        "versions": {"catapult_ext": here["catapult_ext"], "python": here["python"], **here["packages"]},
+        "cpu": here["cpu"],
+        "simd": here["simd"],
+        "compiler": cx.build_info()["compiler"],
+    }
+
+
+def lines_of(
+    job: Job, case: Case, timings: dict[str, Timing], memory: dict[str, int | None]
+) -> list[dict[str, Any]]:
+    """The measurements of a job, one dict per implementation."""
+    where = header()
+    lines = []
+    for name, timing in timings.items():
+        error = case.errors.get(name)
+        lines.append(
+            {
+                "job": job.name,
+                "title": job.title,
+                "implementation": name,
+                "shapes": dict(job.shapes),
+                "dtype": "float32",
+                "device": "cpu",
+                "threads": torch.get_num_threads(),
+                "rounds": timing.rounds,
+                "median_s": timing.median,
+                "quartiles_s": [timing.low, timing.high],
+                "baseline": job.baseline,
+                "ratio": timing.ratio,
+                "ratio_quartiles": [timing.ratio_low, timing.ratio_high],
+                "target_ratio": job.target if name == "catapult_ext" else None,
+                "gflops": None if case.flop is None else case.flop / timing.median / 1e9,
+                "peak_extra_bytes": memory.get(name),
+                "error_float64": None if error is None else error(),
+                "error_of": job.error if error else None,
+                **where,
+            }
+        )
+    return lines
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Append the lines to a file, which is made with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for line in lines:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every line of the files, the latest of each job, implementation, processor and thread count.
+
+    Raises:
+        ValueError: a line is no JSON object; the message names file and line.
+    """
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for path in paths:
+        for number, text in enumerate(path.read_text().splitlines(), 1):
+            try:
+                line = json.loads(text)
+                key = tuple(line[name] for name in ("job", "implementation", "cpu", "threads", "device"))
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: expected a measurement as JSON, got {text[:60]!r}"
+                ) from error
+            if key not in latest or line["time"] >= latest[key]["time"]:
+                latest[key] = line
+    return list(latest.values())
+
+
+def markdown_table(lines: Sequence[dict[str, Any]]) -> str:
+    """One row per measurement: time, ratio to the baseline with quartiles, target, memory, error.
+
+    Args:
+        lines: as `read_lines` gives them.
+
+    Returns:
+        A markdown table; the columns of numbers are right-aligned.
+    """
+    head = [
+        "job",
+        "sizes",
+        "implementation",
+        "median",
+        "ratio (quartiles)",
+        "target",
+        "GFLOP/s",
+        "extra memory",
+        "error",
+    ]
+    rows = [head, ["---"] * 3 + ["---:"] * 6]
+    last = None
+    for line in lines:
+        target = line["target_ratio"]
+        verdict = "" if target is None else f"<= {target:g}: {'met' if line['ratio'] <= target else 'missed'}"
+        low, high = line["ratio_quartiles"]
+        first = line["job"] != last
+        last = line["job"]
+        rows.append(
+            [
+                f"`{line['job']}`" if first else "",
+                ", ".join(f"{name} {value}" for name, value in line["shapes"].items()) if first else "",
+                line["implementation"],
+                _seconds(line["median_s"]),
+                "1"
+                if line["implementation"] == line["baseline"]
+                else f"{line['ratio']:.3g} ({low:.3g} - {high:.3g})",
+                verdict,
+                "" if line["gflops"] is None else f"{line['gflops']:.1f}",
+                "" if line["peak_extra_bytes"] is None else f"{line['peak_extra_bytes'] / 2**20:.1f} MiB",
+                "" if line["error_float64"] is None else f"{line['error_float64']:.1e}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _seconds(value: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"

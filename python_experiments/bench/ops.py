@@ -1,0 +1,200 @@
+"""The compiled ops beside what torch and scipy offer for the same quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import scipy.linalg
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from python_experiments.bench.cases import Case, job
+
+__all__: list[str] = []
+
+
+def _relative_gram(call: Callable[[], Tensor], exact: Tensor) -> Callable[[], float]:
+    scale = exact.diagonal().sqrt()
+    return lambda: float(((call().double() - exact).abs() / torch.outer(scale, scale)).max())
+
+
+@job(
+    "gram-128",
+    "tangent kernel of one layer from its inputs and sensitivities",
+    baseline="torch.mm",
+    shapes={"n": 128, "fan_in": 3072, "fan_out": 1024},
+    error="relative to sqrt(K_ii K_jj)",
+)
+@job(
+    "gram-2000",
+    "tangent kernel of one layer from its inputs and sensitivities",
+    baseline="torch.mm",
+    shapes={"n": 2000, "fan_in": 100, "fan_out": 1024},
+    error="relative to sqrt(K_ii K_jj)",
+)
+def _gram(s: Mapping[str, int]) -> Case:
+    torch.manual_seed(0)
+    a, b = torch.randn(s["n"], s["fan_in"]), torch.randn(s["n"], s["fan_out"])
+
+    def blas() -> Tensor:
+        # Transposed views are Fortran-ordered, so that nothing is copied.
+        left = scipy.linalg.blas.ssyrk(1.0, a.numpy().T, trans=1)
+        left *= scipy.linalg.blas.ssyrk(1.0, b.numpy().T, trans=1)
+        return torch.from_numpy(left)  # upper triangle
+
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch.mm": lambda: (a @ a.T).mul_(b @ b.T),
+        "catapult_ext": lambda: ops.ntk_gram([a], [b]),
+    }
+    exact = (a.double() @ a.double().T) * (b.double() @ b.double().T)
+    upper = torch.triu(exact)
+    scale = exact.diagonal().sqrt()
+    errors = {name: _relative_gram(call, exact) for name, call in calls.items()}
+    errors["BLAS syrk"] = lambda: float(
+        ((torch.triu(blas()).double() - upper).abs() / torch.outer(scale, scale)).max()
+    )
+    return Case({**calls, "BLAS syrk": blas}, errors, flop=s["n"] ** 2 * (s["fan_in"] + s["fan_out"]))
+
+
+@job(
+    "jacobian-accumulate",
+    "K += G G^T and gradient += G^T w of a tile of per-sample gradients",
+    baseline="torch",
+    shapes={"n": 128, "q": 8192},
+    error="relative to sqrt(K_ii K_jj)",
+)
+def _jacobian(s: Mapping[str, int]) -> Case:
+    torch.manual_seed(0)
+    tile, weight = torch.randn(s["n"], s["q"]), torch.randn(s["n"])
+    kernel, grad = torch.zeros(s["n"], s["n"]), torch.zeros(s["q"])
+
+    def ours() -> Tensor:
+        kernel.zero_()
+        ops.jacobian_accumulate_(kernel, tile, grad=grad, weight=weight)
+        return kernel
+
+    def plain() -> Tensor:
+        kernel.zero_()
+        kernel.addmm_(tile, tile.T)
+        grad.addmv_(tile.T, weight)
+        return kernel
+
+    exact = tile.double() @ tile.double().T
+    return Case(
+        {"torch": plain, "catapult_ext": ours},
+        {"torch": _relative_gram(plain, exact), "catapult_ext": _relative_gram(ours, exact)},
+        flop=s["n"] ** 2 * s["q"] + 2 * s["n"] * s["q"],
+    )
+
+
+@job(
+    "agop-100",
+    "AGOP of many samples",
+    baseline="torch.mm",
+    shapes={"n": 2000, "d": 100},
+    error="relative to the norm",
+)
+@job(
+    "agop-3072",
+    "AGOP of images",
+    baseline="torch.mm",
+    shapes={"n": 128, "d": 3072},
+    error="relative to the norm",
+)
+def _agop(s: Mapping[str, int]) -> Case:
+    torch.manual_seed(0)
+    g = torch.randn(s["n"], s["d"])
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch.mm": lambda: (g.T @ g).mul_(1 / s["n"]),
+        "catapult_ext": lambda: ops.agop_reduce(g, 1 / s["n"]),
+    }
+    exact = g.double().T @ g.double() / s["n"]
+
+    def error(call: Callable[[], Tensor]) -> Callable[[], float]:
+        return lambda: float((call().double() - exact).norm() / exact.norm())
+
+    return Case(calls, {name: error(call) for name, call in calls.items()}, flop=s["n"] * s["d"] ** 2)
+
+
+def tangent_like_kernel(n: int, *batch: int) -> Tensor:
+    """A positive semi-definite matrix with one large eigenvalue and a power-law tail, as tangent kernels have."""
+    torch.manual_seed(0)
+    features = torch.randn(*batch, n, n) * torch.arange(1, n + 1).pow(-0.75)
+    features[..., 0] += 2.0
+    return features @ features.mT  # [..., n, n]
+
+
+@job(
+    "top-10-of-128",
+    "10 largest eigenpairs, cold start",
+    baseline="torch.linalg.eigh",
+    shapes={"n": 128, "k": 10},
+    error="eigenvalues, relative to lambda_1",
+)
+@job(
+    "top-10-of-2000",
+    "10 largest eigenpairs, cold start",
+    baseline="torch.linalg.eigh",
+    shapes={"n": 2000, "k": 10},
+    error="eigenvalues, relative to lambda_1",
+)
+def _topk(s: Mapping[str, int]) -> Case:
+    kernel, k = tangent_like_kernel(s["n"]), s["k"]
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch.linalg.eigh": lambda: torch.linalg.eigh(kernel)[0].flip(-1)[:k],
+        "catapult_ext": lambda: ops.topk_eigh(kernel, k)[0],
+        "scipy eigsh (ARPACK)": lambda: torch.from_numpy(
+            scipy.sparse.linalg.eigsh(kernel.numpy(), k, which="LA", tol=1e-6)[0][::-1].copy()
+        ),
+        "torch.lobpcg": lambda: torch.lobpcg(kernel, k, largest=True)[0],
+    }
+    exact = torch.linalg.eigvalsh(kernel.double()).flip(-1)[:k]
+
+    def error(call: Callable[[], Tensor]) -> Callable[[], float]:
+        return lambda: float((call().double() - exact).abs().max() / exact[0])
+
+    return Case(calls, {name: error(call) for name, call in calls.items()})
+
+
+@job(
+    "spectral-norm-5",
+    "lambda_1 of the kernel of a batch",
+    baseline="torch.linalg.eigvalsh",
+    shapes={"n": 5},
+    error="relative to lambda_1",
+)
+@job(
+    "spectral-norm-32",
+    "lambda_1 of the kernel of a batch",
+    baseline="torch.linalg.eigvalsh",
+    shapes={"n": 32},
+    error="relative to lambda_1",
+)
+@job(
+    "spectral-norm-2000",
+    "lambda_1 of a large kernel",
+    baseline="torch.linalg.eigvalsh",
+    shapes={"n": 2000},
+    error="relative to lambda_1",
+)
+@job(
+    "spectral-norm-400x50",
+    "lambda_1 of the kernels of 400 batches of 50",
+    baseline="torch.linalg.eigvalsh",
+    shapes={"n": 50, "batch": 400},
+    error="relative to lambda_1",
+)
+def _spectral_norm(s: Mapping[str, int]) -> Case:
+    kernel = tangent_like_kernel(s["n"], *([s["batch"]] if "batch" in s else []))
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch.linalg.eigvalsh": lambda: torch.linalg.eigvalsh(kernel)[..., -1],
+        "catapult_ext": lambda: ops.spectral_norm(kernel),
+    }
+    exact = torch.linalg.eigvalsh(kernel.double())[..., -1]
+
+    def error(call: Callable[[], Tensor]) -> Callable[[], float]:
+        return lambda: float(((call().double() - exact) / exact).abs().max())
+
+    return Case(calls, {name: error(call) for name, call in calls.items()})

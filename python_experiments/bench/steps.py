@@ -1,0 +1,191 @@
+"""Training steps: a plain eager step of torch beside the same step that also observes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+import catapult_ext as cx
+from python_experiments.bench.cases import Case, job
+
+__all__: list[str] = []
+
+#: Small enough that the weights of thousands of steps stay where they were.
+_LR = 1e-6
+
+
+def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """One eager SGD step with `torch.optim`, as everybody writes it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def func_kernel(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """K = J J^T with `torch.func`: per-sample gradients of every parameter, then the contraction."""
+    params = {name: value.detach() for name, value in model.named_parameters()}
+
+    def output(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (sample.unsqueeze(0),)).squeeze()
+
+    rows = torch.func.vmap(torch.func.grad(output), (None, 0))
+
+    def kernel() -> Tensor:
+        return sum(g.flatten(1) @ g.flatten(1).T for g in rows(params, x).values())  # [n, n]
+
+    return kernel
+
+
+def exact_kernel(model: nn.Module, x: Tensor) -> Tensor:
+    """K in float64 by one backward per sample, for a network with one output."""
+    double = copy.deepcopy(model).double()
+    params = list(double.parameters())
+    out = double(x.double()).flatten()
+    rows = [torch.autograd.grad(value, params, retain_graph=True) for value in out]
+    flat = [torch.cat([g.flatten() for g in row]) for row in rows]
+    jacobian = torch.stack(flat)  # [n, p]
+    return jacobian @ jacobian.T
+
+
+def kernel_error(kernel: Tensor, exact: Tensor) -> float:
+    """Return max |K - K*| / sqrt(K*_ii K*_jj)."""
+    scale = exact.diagonal().sqrt()
+    return float(((kernel.double() - exact).abs() / torch.outer(scale, scale)).max())
+
+
+#: Samples whose kernel is checked by brute force; the kernel of a subset is a block of the whole.
+_CHECKED = 16
+
+
+def _step_case(
+    model: nn.Module, x: Tensor, y: Tensor, observe: Callable[[cx.Observer], object], k: int = 1
+) -> Case:
+    observer = cx.Observer(model, k=k)
+    return Case(
+        {"torch step": plain_step(copy.deepcopy(model), x, y), "catapult_ext": lambda: observe(observer)},
+        {
+            "catapult_ext": lambda: kernel_error(
+                cx.observe(model, x[:_CHECKED], y[:_CHECKED]).kernel, exact_kernel(model, x[:_CHECKED])
+            )
+        },
+    )
+
+
+def _fcn(depth: int, width: int, d: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    model = cx.models.FCN(d, width, depth, generator=generator)
+    return model, torch.randn(n, d, generator=generator), torch.randn(n, 1, generator=generator)
+
+
+@job(
+    "fcn5-observed-step",
+    "FCN5, one training step with loss, kernel, top 10 eigenpairs and loss split",
+    baseline="torch step",
+    shapes={"n": 128, "d": 3072, "width": 1024, "depth": 5, "k": 10},
+    target=1.2,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+def _fcn5(s: Mapping[str, int]) -> Case:
+    model, x, y = _fcn(s["depth"], s["width"], s["d"], s["n"])
+
+    def observe(observer: cx.Observer) -> float:
+        observation = observer(x, y)
+        top = float(observation.top_loss)  # decides the eigenpairs before the weights change
+        observation.step_(_LR)
+        return top
+
+    return _step_case(model, x, y, observe, s["k"])
+
+
+@job(
+    "fcn2-kernel",
+    "FCN2, kernel of 2,000 samples",
+    baseline="torch step",
+    shapes={"n": 2000, "d": 100, "width": 1024, "depth": 2},
+    target=9.0,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+@job(
+    "fcn2-kernel-small",
+    "FCN2, kernel of 256 samples",
+    baseline="torch step",
+    shapes={"n": 256, "d": 100, "width": 1024, "depth": 2},
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+def _fcn2(s: Mapping[str, int]) -> Case:
+    return _kernel_case(*_fcn(s["depth"], s["width"], s["d"], s["n"]))
+
+
+@job(
+    "cnn-kernel",
+    "CNN with three convolutions of 64 channels on 32 x 32, kernel",
+    baseline="torch step",
+    shapes={"n": 32, "channels": 64, "depth": 4, "image": 32},
+    target=1.4,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+def _cnn(s: Mapping[str, int]) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    model = cx.models.CNN(3, s["image"], s["channels"], s["depth"], generator=generator)
+    x = torch.randn(s["n"], 3, s["image"], s["image"], generator=generator)
+    return _kernel_case(model, x, torch.randn(s["n"], 1, generator=generator))
+
+
+def _kernel_case(model: nn.Module, x: Tensor, y: Tensor) -> Case:
+    case = _step_case(model, x, y, lambda observer: observer(x, y).kernel)
+    func = func_kernel(copy.deepcopy(model), x)
+    return Case(
+        {**case.implementations, "torch.func": func},
+        {
+            **case.errors,
+            "torch.func": lambda: kernel_error(
+                func_kernel(model, x[:_CHECKED])(), exact_kernel(model, x[:_CHECKED])
+            ),
+        },
+    )
+
+
+@job(
+    "sgd-step-5",
+    "FCN2, one SGD step of batch 5 with the batch's kernel, lambda_1 and critical rate",
+    baseline="torch step",
+    shapes={"n": 5, "d": 100, "width": 1024, "depth": 2},
+    target=0.95,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+@job(
+    "sgd-step-32",
+    "FCN2, one SGD step of batch 32 with the batch's kernel, lambda_1 and critical rate",
+    baseline="torch step",
+    shapes={"n": 32, "d": 100, "width": 1024, "depth": 2},
+    target=1.15,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+def _sgd(s: Mapping[str, int]) -> Case:
+    model, x, y = _fcn(s["depth"], s["width"], s["d"], s["n"])
+
+    def observe(observer: cx.Observer) -> float:
+        observation = observer(x, y)
+        rate = float(observation.critical_lr)
+        observation.step_(_LR)
+        return rate
+
+    case = _step_case(model, x, y, observe)
+    peer, func = copy.deepcopy(model), func_kernel(copy.deepcopy(model), x)
+    step = plain_step(peer, x, y)
+
+    def separate() -> object:
+        torch.linalg.eigvalsh(func())[-1].item()
+        return step()
+
+    return Case({**case.implementations, "torch.func + eigvalsh + torch step": separate}, case.errors)
