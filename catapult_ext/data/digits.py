@@ -6,6 +6,7 @@ Recognition of Handwritten Digits, UCI 1998.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,18 @@ __all__ = ["DIGITS"]
 _TRAIN_ROWS = 1197
 
 
-def _read(_root: Path) -> Reading:
+@cache  # parsing takes longer than all the rest of a load
+def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits  # takes a second to import, needed here only
 
     digits = load_digits()
     images, labels = digits.images[:, None], digits.target.astype(np.int64)  # [N, 1, 8, 8], [N]
+    images.flags.writeable = labels.flags.writeable = False
+    return images, labels
+
+
+def _read(_root: Path) -> Reading:
+    images, labels = _digits()
     file = {"path": "sklearn.datasets.load_digits", "rows": len(labels), "train_rows": _TRAIN_ROWS}
     return Reading(
         form="embedded",

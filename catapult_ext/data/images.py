@@ -221,7 +221,11 @@ def _choose(
         groups = [np.flatnonzero(pool.labels == c) for c in classes]
     else:
         groups = [np.flatnonzero(np.isin(pool.labels, classes))]
-    quotas = {part: _shares(size, len(groups)) for part, size in sizes.items()}
+    # The remainder of the second part goes to the last groups: where both have one, no class pays twice.
+    quotas = {
+        part: _shares(size, len(groups))[:: -1 if end else 1]
+        for end, (part, size) in enumerate(sizes.items())
+    }
     for i, group in enumerate(groups):
         need = sum(quota[i] for quota in quotas.values())
         if need > len(group):
@@ -233,11 +237,11 @@ def _choose(
             )
     if selection != "first":
         groups = [random.permutation(group) for group in groups]
-    ends = (groups, [group[::-1] for group in groups])
-    return [
-        _interleave([group[:share] for group, share in zip(end, quota, strict=True)])
-        for end, quota in zip(ends, quotas.values(), strict=False)
-    ]
+    chosen = []
+    for end, quota in enumerate(quotas.values()):
+        shares = [(group[::-1] if end else group)[:share] for group, share in zip(groups, quota, strict=True)]
+        chosen.append(_interleave(shares[:: -1 if end else 1]))
+    return chosen
 
 
 def _shares(size: int, groups: int) -> list[int]:

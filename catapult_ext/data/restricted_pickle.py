@@ -8,6 +8,7 @@ numpy's array and dtype, stand for inert records that are checked and turned int
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from typing import Any
 
@@ -40,6 +41,8 @@ class PickledArray:
                 raise ValueError("the array in it is not one of uint8")
         if any(type(size) is not int or size < 0 for size in shape):
             raise ValueError("the array in it has no valid shape")
+        if math.prod(shape) != len(values):
+            raise ValueError(f"the array in it has {len(values)} bytes for shape {shape}")
         return np.frombuffer(values, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -73,6 +76,10 @@ _INSTRUCTIONS = (
 )
 
 
+class _Refused(ValueError):
+    """What the file asks for is not given."""
+
+
 class _Unpickler(pickle._Unpickler):
     # The Python version, not the C one: its table of instructions can be cut down, and its memo is a dict,
     # which a file cannot blow up.
@@ -85,7 +92,7 @@ class _Unpickler(pickle._Unpickler):
         try:
             return _NAMES[module, name]
         except KeyError:
-            raise ValueError(f"it asks for {module}.{name}, which no batch needs; nothing was run") from None
+            raise _Refused(f"it asks for {module}.{name}, which no batch needs; nothing was run") from None
 
 
 def load_plain(data: bytes) -> Any:
@@ -98,7 +105,7 @@ def load_plain(data: bytes) -> Any:
     """
     try:
         return _Unpickler(io.BytesIO(data), fix_imports=False, encoding="bytes").load()
-    except ValueError:
+    except _Refused:
         raise
     except Exception as error:  # a damaged file can fail in any way; what it said is data, not our bug
         reason = str(error) or type(error).__name__
