@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import ops
-from catapult_ext.graph.plan import Route
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observer import check_input
@@ -106,14 +105,13 @@ def _cross(first: Assembler, second: Assembler) -> Tensor:
         za, zb, _, _ = zip(*(z_terms[group] for group in shared), strict=True)
         ops.ntk_gram_cross(xa, xb, za, zb, scale, beta, out=kernel)
     covered = {i for group in shared for i in group}
-    left = [i for i in first.parameters(Route.GRAM, Route.TILES) if i not in covered]
-    by_tiles = [i for i in left if i in second.parameters(Route.GRAM, Route.TILES)]
-    for i in by_tiles:
+    ruled = set(first.kept(first.layout.ruled)) & set(second.layout.ruled)
+    for i in sorted(ruled - covered):
         step = first.tile_step(i, second.rows)
         # A side that does not reach the parameter yields no tiles, and its part of the kernel is zero.
         for (_, tile), (_, other) in zip(first.tiles(i, step), second.tiles(i, step), strict=False):
             kernel.addmm_(tile.flatten(1), other.flatten(1).t())
-    fallback = {*first.parameters(Route.ROWS), *second.parameters(Route.ROWS)}
+    fallback = {*first.kept(first.layout.rows), *second.kept(second.layout.rows)}
     for i in sorted(fallback):
         kernel.addmm_(first.whole_jacobian(i).flatten(1), second.whole_jacobian(i).flatten(1).t())
     return kernel

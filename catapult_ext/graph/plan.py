@@ -18,7 +18,7 @@ from catapult_ext.graph import nodes as names
 from catapult_ext.graph.certify import RowMap
 from catapult_ext.graph.walk import Walk
 
-__all__ = ["Plan", "Route", "Site", "Use", "build_plan"]
+__all__ = ["Layout", "Plan", "Route", "Site", "Use", "build_plan"]
 
 
 class Route:
@@ -50,6 +50,31 @@ class Use:
     factors: tuple[tuple[int, int], ...]  # (node, argument) of scalar products on the way
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What each pass does with a plan, listed once: at a step of a small network the lists would dominate.
+
+    Attributes:
+        live: sites whose sensitivities a parameter off the fallback needs.
+        nodes: their positions in the walk.
+        with_features: for each live site, whether its input is needed as well.
+        calls_nodes: some site calls its node, so that the graph must outlive the backward.
+        gram: for each site with parameters on the Gram route, {role: parameter}.
+        tiles: parameters on the tile route.
+        rows: parameters on the exact fallback.
+        ruled: parameters that are not on the fallback.
+    """
+
+    live: tuple[int, ...]
+    nodes: tuple[int, ...]
+    with_features: tuple[bool, ...]
+    calls_nodes: bool
+    gram: dict[int, dict[str, int]]
+    tiles: tuple[int, ...]
+    rows: tuple[int, ...]
+    ruled: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Plan:
     """The structure of one forward pass."""
@@ -64,24 +89,44 @@ class Plan:
     certified: bool = False  # every row map was settled by live rows
     observations: int = 0
 
+    _layout: Layout | None = None
+
     def demote(self, parameter: int, reason: str) -> None:
         """Send a parameter to the exact fallback."""
         self.routes[parameter] = Route.ROWS
         self.reasons[parameter] = reason
+        self._layout = None
 
-    def fallback_parameters(self) -> list[int]:
-        """Parameters that need one backward per kernel row."""
-        return [i for i, route in enumerate(self.routes) if route == Route.ROWS]
+    @property
+    def layout(self) -> Layout:
+        """What each pass does; rebuilt when a parameter was demoted."""
+        if self._layout is None:
+            self._layout = self._build_layout()
+        return self._layout
 
-    def live_sites(self) -> list[int]:
-        """Sites whose sensitivities are needed by a parameter that is not on the fallback."""
-        wanted = {
-            use.site
-            for uses, route in zip(self.uses, self.routes, strict=True)
-            if route in (Route.GRAM, Route.TILES)
-            for use in uses
+    def _build_layout(self) -> Layout:
+        on = {
+            route: tuple(i for i, r in enumerate(self.routes) if r == route)
+            for route in (Route.GRAM, Route.TILES, Route.ROWS)
         }
-        return sorted(wanted)
+        ruled = tuple(sorted(on[Route.GRAM] + on[Route.TILES]))
+        uses = [use for i in ruled for use in self.uses[i]]
+        live = tuple(sorted({use.site for use in uses}))
+        fed = {use.site for use in uses if use.role == "weight"}
+        gram: dict[int, dict[str, int]] = {}
+        for i in on[Route.GRAM]:
+            use = self.uses[i][0]
+            gram.setdefault(use.site, {})[use.role] = i
+        return Layout(
+            live=live,
+            nodes=tuple(self.sites[site].node for site in live),
+            with_features=tuple(site in fed for site in live),
+            calls_nodes=any(not self.sites[site].rule.SHORTCUT for site in live),
+            gram=gram,
+            tiles=on[Route.TILES],
+            rows=on[Route.ROWS],
+            ruled=ruled,
+        )
 
 
 def _parents(walk: Walk) -> list[list[tuple[int, int, int]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,31 +65,30 @@ class Assembler:
         if weights is not None and weights.dtype != self.dtype:
             raise TypeError(f"dtype: a kernel of {self.dtype} beside a gradient of {weights.dtype}")
         self.only = only
+        self.layout = sweep.plan.layout
         self.rows = sweep.output.shape[0] * sweep.outputs
         self.kernel: Tensor | None = None
         self.swept: dict[int, Tensor] = {}
-        self.memory = self._plan_memory(max_bytes)
+        self._max_bytes = max_bytes
+        self._memory: MemoryPlan | None = None
+        if max_bytes is not None:
+            self._memory = self._plan_memory(max_bytes)
 
     # ---- which parameter is where
 
-    def parameters(self, *routes: str) -> list[int]:
-        """Indices of the parameters on these routes."""
-        return [
-            i
-            for i, route in enumerate(self.sweep.plan.routes)
-            if route in routes and (self.only is None or i in self.only)
-        ]
+    def kept(self, parameters: Iterable[int]) -> list[int]:
+        """Those of the given parameters that this kernel includes."""
+        return [i for i in parameters if self.only is None or i in self.only]
 
     def terms(self) -> dict[tuple[int, ...], Term]:
         """Parts of the kernel that are Hadamard products of two Gram matrices, by the parameters they cover."""
-        sites: dict[int, dict[str, int]] = {}
-        for i in self.parameters(Route.GRAM):
-            use = self.sweep.plan.uses[i][0]
-            if use.site in self.sweep.sites:
-                sites.setdefault(use.site, {})[use.role] = i
         found: dict[tuple[int, ...], Term] = {}
-        for index, roles in sites.items():
-            data = self.sweep.sites[index]
+        for index, all_roles in self.layout.gram.items():
+            data = self.sweep.sites.get(index)
+            only = self.only
+            roles = all_roles if only is None else {r: i for r, i in all_roles.items() if i in only}
+            if data is None or not roles:
+                continue
             scales = {role: self.sweep.factors[i][0] for role, i in roles.items()}
             for covered, a, b, scale, beta in data.site.rule.terms(data, scales):
                 a = b.new_empty((b.shape[0], 0)) if a is None else a
@@ -98,12 +97,19 @@ class Assembler:
 
     # ---- memory
 
+    @property
+    def memory(self) -> MemoryPlan:
+        """Predicted extra memory; checked at once where there is a bound, else computed when a tile asks."""
+        if self._memory is None:
+            self._memory = self._plan_memory(self._max_bytes)
+        return self._memory
+
     def _plan_memory(self, max_bytes: int | None) -> MemoryPlan:
         size = torch.finfo(self.dtype).bits // 8
         fixed = self.rows * self.rows * size
         fixed += sum(data.sensitivities.numel() * size for data in self.sweep.sites.values())
         smallest_tile = 0
-        for i in self.parameters(Route.GRAM, Route.TILES, Route.ROWS):
+        for i in self.kept((*self.layout.ruled, *self.layout.rows)):
             parameter = self.sweep.state.parameters[i]
             if self.sweep.plan.routes[i] == Route.ROWS:
                 smallest_tile = max(smallest_tile, self.rows * parameter.numel() * size)
@@ -139,16 +145,24 @@ class Assembler:
         else:
             kernel.zero_()
         weights = None if self.weights is None else self.weights.reshape(-1)
-        covered = {i for group in terms for i in group}
-        for i in self.parameters(Route.GRAM):
-            if i not in covered:
-                self._sweep_weight(i, weights)
-        for i in self.parameters(Route.TILES):
+        for i in self.beyond_terms(terms):
+            self._sweep_weight(i, weights)
+        for i in self.kept(self.layout.tiles):
             for rows, tile in self.tiles(i, self.tile_step(i)):
                 self._add(i, rows, tile, weights)
         for i, jacobian in self.fallback_jacobians():
             self._add(i, slice(None), jacobian, weights)
         return kernel
+
+    def beyond_terms(self, terms: Iterable[tuple[int, ...]]) -> list[int]:
+        """Parameters on the Gram route that no term covers: weights with several rows per sample."""
+        covered = {i for group in terms for i in group}
+        return [
+            i for i in self.layout.ruled if i not in covered and i not in self.layout.tiles and self._has(i)
+        ]
+
+    def _has(self, i: int) -> bool:
+        return self.only is None or i in self.only
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor if tensor.dtype == self.dtype else tensor.to(self.dtype)
@@ -209,7 +223,7 @@ class Assembler:
         budget = max(self.memory.tile, 1 << 28)
         group: list[int] = []
         used = 0
-        for i in [*self.parameters(Route.ROWS), -1]:
+        for i in [*self.kept(self.layout.rows), -1]:
             need = 0 if i < 0 else self.rows * self.sweep.state.parameters[i].numel() * size
             if group and (i < 0 or used + need > budget):
                 yield from self._fallback_group(group)

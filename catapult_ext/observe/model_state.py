@@ -111,12 +111,13 @@ class ModelState:
         generator = _generator(self.device)
         random_state = generator.get_state()
         committed: list[tuple[Tensor, Tensor]] = []
-        drew = False
+        completed = drew = False
         try:
             yield committed
-            drew = not torch.equal(random_state, generator.get_state())
+            completed = True
         finally:
             if not torch.equal(random_state, generator.get_state()):
+                drew = completed
                 generator.set_state(random_state)
             with torch.no_grad():
                 for (module, name, buffer), old in zip(self.buffers, before, strict=True):

@@ -68,7 +68,7 @@ class LossGradient:
         return self._pieces[use.site]
 
     def __contains__(self, i: int) -> bool:
-        return i in self._swept or i in self._uses
+        return i in self._swept or bool(self._uses.get(i))
 
     def dense(self, i: int) -> Tensor:
         """Gradient of parameter i."""
@@ -117,6 +117,7 @@ class Observation:
         k: int,
         prediction: Tensor,
         residual: Tensor,
+        loss: Tensor,
         kernel: Tensor | None,
         agop: Tensor | None,
         gradient: LossGradient,
@@ -127,6 +128,7 @@ class Observation:
     ) -> None:
         self.prediction = prediction
         self.residual = residual
+        self.loss = loss
         self.kernel = kernel
         self.agop = agop
         self._state = state
@@ -139,21 +141,12 @@ class Observation:
         self._versions = [p._version for p in state.parameters]
         self._committed = False
         self._stepped = False
-        self._loss: Tensor | None = None
         self._eigen: TopEigh | None = None
         self._parts: tuple[Tensor, Tensor] | None = None
         self._norm: Tensor | None = None
         self._layer_report: list[LayerReport] | None = None
 
-    # ---- loss and spectrum
-
-    @property
-    def loss(self) -> Tensor:
-        """Mean squared residual, 0-dim."""
-        if self._loss is None:
-            flat = self.residual.reshape(-1)
-            self._loss = torch.dot(flat, flat) / flat.numel()
-        return self._loss
+    # ---- spectrum
 
     def _need_kernel(self, what: str) -> Tensor:
         if self.kernel is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -148,26 +149,25 @@ class Observer:
         sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
         with torch.no_grad():
             prediction = sweep.output.detach()
-            residual = prediction - check_target(y, prediction)
+            residual, loss = _residual(prediction, y)
             weights = residual * (2.0 / residual.numel())
             assembler = Assembler(sweep, weights, max_bytes=self._max_bytes)
             kernel = assembler.build_kernel()
             agop = None if sweep.input_gradients is None else _agop(sweep.input_gradients)
-        uses = {}
-        plan = sweep.plan
-        for i, route in enumerate(plan.routes):
-            if route in (Route.GRAM, Route.TILES) and i not in assembler.swept:
-                entries = [
-                    (use, factor, sweep.sites[use.site])
-                    for use, factor in zip(plan.uses[i], sweep.factors[i], strict=True)
-                    if use.site in sweep.sites
-                ]
-                if entries:
-                    uses[i] = entries
+        uses = {
+            i: [
+                (use, factor, sweep.sites[use.site])
+                for use, factor in zip(sweep.plan.uses[i], sweep.factors[i], strict=True)
+                if use.site in sweep.sites
+            ]
+            for i in sweep.plan.layout.ruled
+            if i not in assembler.swept
+        }
         sweep.release_graph()
         return {
             "prediction": prediction,
             "residual": residual,
+            "loss": loss,
             "kernel": kernel,
             "agop": agop,
             "gradient": LossGradient(state, assembler.swept, uses, weights),
@@ -182,9 +182,7 @@ class Observer:
         else:
             output, gradients = outputs_2d(state.forward(x), x), None
         prediction = output.detach()
-        if not bool(torch.isfinite(prediction).all()):
-            raise NonFinite("model: its output is not finite")
-        residual = prediction - check_target(y, prediction)
+        residual, loss = _residual(prediction, y)
         weights = residual * (2.0 / residual.numel())
         found = torch.autograd.grad(output, state.parameters, weights, allow_unused=True)
         swept = {i: gradient for i, gradient in enumerate(found) if gradient is not None}
@@ -195,6 +193,7 @@ class Observer:
         return {
             "prediction": prediction,
             "residual": residual,
+            "loss": loss,
             "kernel": None,
             "agop": None if gradients is None else _agop(gradients),
             "gradient": LossGradient(state, swept, {}, weights),
@@ -214,6 +213,19 @@ class Observer:
         if set(state) != {"start"}:
             raise ValueError(f"state: expected the key 'start', got {sorted(state)}")
         self._start = state["start"]
+
+
+def _residual(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(f - y [n, c], mean of its squares)."""
+    residual = prediction - check_target(y, prediction)
+    flat = residual.view(-1)
+    loss = torch.dot(flat, flat) / flat.numel()
+    # On CUDA this would wait for the device; there it surfaces with the first value that is read.
+    if not loss.is_cuda and not math.isfinite(loss.item()):
+        raise NonFinite(
+            f"model: the loss is {loss.item()}, so its output is not finite or overflows when squared"
+        )
+    return residual, loss
 
 
 def _agop(gradients: Tensor) -> Tensor:

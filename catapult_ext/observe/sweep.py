@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from catapult_ext.errors import NonFinite, UnsupportedModule
+from catapult_ext.errors import UnsupportedModule
 from catapult_ext.graph import Plan, build_plan, nodes, walk
 from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
-from catapult_ext.graph.plan import Route
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.rules.site_data import SiteData
 
@@ -93,8 +92,6 @@ class Sweep:
                 raise TypeError(f"x: expected a floating-point tensor for input gradients, got {x.dtype}")
             x = x.detach().requires_grad_(True)
         output = outputs_2d(state.forward(x), x)
-        if not bool(torch.isfinite(output).all()):
-            raise NonFinite("model: its output is not finite")
         self.state = state
         self.x = x
         self.output = output
@@ -131,18 +128,20 @@ class Sweep:
         plan.observations += 1
         if verify != "never" and self._due(plan, verify):
             self._certify(plan, input_gradient)
-        live = plan.live_sites()
+        layout = plan.layout
+        walked = graph.nodes
         # Saved tensors are read before the backward may free them.
-        features = {index: self._features(index) for index in live}
-        self.factors = self._factors()
-        calls_nodes = any(not plan.sites[index].rule.SHORTCUT for index in live)
-        keep = keep_graph or calls_nodes or bool(plan.fallback_parameters())
-        gradients = self._backward(live, self._unit_cotangents(), input_gradient, keep)
+        features = [
+            self._saved(site) if wanted else None
+            for site, wanted in zip(layout.live, layout.with_features, strict=True)
+        ]
+        self.factors = {i: tuple([self._factor(use) for use in plan.uses[i]]) for i in layout.ruled}
+        keep = keep_graph or layout.calls_nodes or bool(layout.rows)
+        gradients = self._backward(self._unit_cotangents(), input_gradient, keep)
         self.sites: dict[int, SiteData] = {}
-        for index, b in zip(live, gradients, strict=False):
+        for index, position, a, b in zip(layout.live, layout.nodes, features, gradients, strict=False):
             if b is not None:  # undefined gradient: this site does not reach any output
-                site = plan.sites[index]
-                self.sites[index] = SiteData(site, graph.nodes[site.node], features[index], b, self.outputs)
+                self.sites[index] = SiteData(plan.sites[index], walked[position], a, b, self.outputs)
         if input_gradient:
             last = gradients[-1]
             shape = (self.outputs, *x.shape)
@@ -157,14 +156,6 @@ class Sweep:
     def _due(plan: Plan, verify: str) -> bool:
         count = plan.observations
         return verify == "always" or plan.data_dependent or not plan.certified or (count & (count - 1)) == 0
-
-    def _features(self, index: int) -> Tensor | None:
-        for uses, route in zip(self.plan.uses, self.plan.routes, strict=True):
-            if route in (Route.GRAM, Route.TILES):
-                for use in uses:
-                    if use.site == index and use.role == "weight":
-                        return self._saved(index)
-        return None
 
     def _saved(self, index: int) -> Tensor | None:
         site = self.plan.sites[index]
@@ -182,17 +173,17 @@ class Sweep:
             rows = torch.eye(c, dtype=self.output.dtype, device=self.output.device)
         return rows.unsqueeze(1).expand(-1, n, -1)
 
-    def _edges(self, sites: list[int], input_gradient: bool) -> list[Any]:
-        edges: list[Any] = [GradientEdge(self.graph_nodes[self.plan.sites[i].node], 0) for i in sites]
+    def _edges(self, input_gradient: bool) -> list[Any]:
+        edges: list[Any] = [
+            GradientEdge(self.graph_nodes[position], 0) for position in self.plan.layout.nodes
+        ]
         if input_gradient:
             edges.append(self.x)
         return edges
 
-    def _backward(
-        self, sites: list[int], cotangents: Tensor, input_gradient: bool, keep: bool
-    ) -> list[Tensor | None]:
+    def _backward(self, cotangents: Tensor, input_gradient: bool, keep: bool) -> list[Tensor | None]:
         """Gradients at the sites (and at x): the node's own shape for one output, [outputs, ...] for several."""
-        edges = self._edges(sites, input_gradient)
+        edges = self._edges(input_gradient)
         if not edges:
             return []
         count = cotangents.shape[0]
@@ -232,10 +223,10 @@ class Sweep:
         n, c = self.output.shape
         u = (torch.rand(c, generator=generator, dtype=torch.float64) + 0.5).to(self.output)
         s = distinct_scales(n, self.output, generator)
-        live = plan.live_sites()
+        layout = plan.layout
         plain = u.expand(1, n, c)
-        first = self._backward(live, plain, input_gradient, True)
-        second = self._backward(live, plain * s[:, None], input_gradient, True)
+        first = self._backward(plain, input_gradient, True)
+        second = self._backward(plain * s[:, None], input_gradient, True)
         if input_gradient and first[-1] is not None and second[-1] is not None:
             found = find_row_map(first[-1], second[-1], s, (1,))
             if isinstance(found, str):
@@ -246,7 +237,7 @@ class Sweep:
         was_certified, settled = plan.certified, True
         problems: dict[int, str] = {}
         data: dict[int, SiteData] = {}
-        for position, index in enumerate(live):
+        for position, (index, fed) in enumerate(zip(layout.live, layout.with_features, strict=True)):
             site, b1, b2 = plan.sites[index], first[position], second[position]
             if b1 is None or b2 is None:
                 settled = False
@@ -259,19 +250,19 @@ class Sweep:
             else:
                 site.row_map = found
                 settled &= found.settled
-                data[index] = SiteData(site, self.graph_nodes[site.node], self._features(index), b1, 1)
-        for i, uses in enumerate(plan.uses):
-            if plan.routes[i] in (Route.GRAM, Route.TILES):
-                bad = [problems[use.site] for use in uses if use.site in problems]
-                if bad:
-                    self._demote(plan, i, bad[0], was_certified)
+                saved = self._saved(index) if fed else None
+                data[index] = SiteData(site, self.graph_nodes[site.node], saved, b1, 1)
+        for i in layout.ruled:
+            bad = [problems[use.site] for use in plan.uses[i] if use.site in problems]
+            if bad:
+                self._demote(plan, i, bad[0], was_certified)
         self._check_gradients(plan, data, plain, s, was_certified)
         plan.certified = settled
 
     def _check_gradients(
         self, plan: Plan, data: dict[int, SiteData], plain: Tensor, s: Tensor, was_certified: bool
     ) -> None:
-        ruled = [i for i, route in enumerate(plan.routes) if route in (Route.GRAM, Route.TILES)]
+        ruled = plan.layout.ruled
         if not ruled:
             return
         parameters = [self.state.parameters[i] for i in ruled]
@@ -304,13 +295,6 @@ class Sweep:
                 'its rows belong to samples without changing its graph; use verify="always"'
             )
         plan.demote(parameter, reason)
-
-    def _factors(self) -> list[tuple[float, ...]]:
-        """Factor of every use, by parameter."""
-        return [
-            tuple(self._factor(use) for use in uses) if route in (Route.GRAM, Route.TILES) else ()
-            for uses, route in zip(self.plan.uses, self.plan.routes, strict=True)
-        ]
 
     def release_graph(self) -> None:
         """Let go of the graph once rows and nodes are no longer called; features and sensitivities stay."""
