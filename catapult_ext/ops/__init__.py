@@ -25,6 +25,7 @@ __all__ = [
     "jacobian_accumulate_conv2d_",
     "jacobian_accumulate_tokens_",
     "ntk_gram",
+    "ntk_gram_",
     "ntk_gram_cross",
     "reference",
     "spectral_norm",
@@ -38,6 +39,33 @@ def _rows(b: Sequence[Tensor], name: str) -> int:
     if not b:
         raise ValueError(f"{name}: expected at least one layer, got none")
     return b[0].shape[0] * (b[0].shape[1] if b[0].dim() == 3 else 1)
+
+
+def ntk_gram_(
+    kernel: Tensor,
+    a: list[Tensor],
+    b: list[Tensor],
+    scale: list[float],
+    beta: list[float],
+    accumulate: bool = False,
+) -> None:
+    """`ntk_gram` into an existing kernel [n c, n c], for the path of every small training step.
+
+    Plain CPU tensors go to the kernel without the dispatcher, which costs more than a small Gram matrix does,
+    unless a gradient could be recorded or a graph is being traced.
+
+    Raises:
+        ValueError, TypeError, NonFinite: as `ntk_gram`.
+    """
+    if (
+        type(kernel) is Tensor
+        and kernel.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        cpu.ntk_gram_(kernel, a, b, scale, beta, accumulate)
+    else:
+        torch.ops.catapult.ntk_gram_.default(kernel, a, b, scale, beta, accumulate)
 
 
 def ntk_gram(
@@ -77,7 +105,7 @@ def ntk_gram(
         out = b[0].new_empty((size, size))
     ones = [1.0] * len(a) if scale is None else list(scale)
     zeros = [0.0] * len(a) if beta is None else list(beta)
-    torch.ops.catapult.ntk_gram_(out, list(a), list(b), ones, zeros, accumulate)
+    ntk_gram_(out, list(a), list(b), ones, zeros, accumulate)
     return out
 
 
@@ -115,7 +143,9 @@ def ntk_gram_cross(
         out = xb[0].new_empty((_rows(xb, "xb"), _rows(zb, "zb")))
     ones = [1.0] * len(xa) if scale is None else list(scale)
     zeros = [0.0] * len(xa) if beta is None else list(beta)
-    torch.ops.catapult.ntk_gram_cross_(out, list(xa), list(xb), list(za), list(zb), ones, zeros, accumulate)
+    torch.ops.catapult.ntk_gram_cross_.default(
+        out, list(xa), list(xb), list(za), list(zb), ones, zeros, accumulate
+    )
     return out
 
 
@@ -225,7 +255,7 @@ def agop_reduce(g: Tensor, scale: float = 1.0, *, out: Tensor | None = None) -> 
     """
     if out is None:
         out = g.new_zeros((g.shape[-1], g.shape[-1]))
-    torch.ops.catapult.agop_reduce_(out, g, scale)
+    torch.ops.catapult.agop_reduce_.default(out, g, scale)
     return out
 
 
@@ -243,11 +273,16 @@ def agop_inner(g: Tensor, h: Tensor) -> Tensor:
         ValueError, TypeError: shapes, dtypes or devices that do not fit.
         NonFinite: on the CPU, when the result is a NaN or an infinity.
     """
-    return torch.ops.catapult.agop_inner(g, h)
+    return torch.ops.catapult.agop_inner.default(g, h)
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Relative accuracy of eigenvalues that the eigensolvers keep unless told otherwise."""
+    return 1e-6 if dtype == torch.float32 else 1e-12
 
 
 def topk_eigh(
-    kernel: Tensor, k: int, *, start: Tensor | None = None, tol: float = 1e-6
+    kernel: Tensor, k: int, *, start: Tensor | None = None, tol: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Largest k eigenpairs of symmetric matrices (`catapult_ext.top_eigh` is the public form).
 
@@ -255,14 +290,19 @@ def topk_eigh(
         kernel: [..., n, n]; only the lower triangle is read.
         k: number of pairs, at most n.
         start: [..., n, columns] vectors of an earlier step that an iteration may begin with.
-        tol: stop when ||K v - lambda v|| <= tol lambda_1 for every pair.
+        tol: stop when ||K v - lambda v|| <= tol lambda_1 for every pair; None: 1e-6 (float32), 1e-12 (float64).
 
     Returns:
         values [..., k] descending, vectors [..., n, k] orthonormal, residuals [..., k] ||K v - lambda v||.
     """
-    return torch.ops.catapult.topk_eigh(kernel, k, start, tol)
+    tol = default_tolerance(kernel.dtype) if tol is None else tol
+    return torch.ops.catapult.topk_eigh.default(kernel, k, start, tol)
 
 
-def spectral_norm(kernel: Tensor, *, tol: float = 1e-6) -> Tensor:
-    """Largest eigenvalue [...] of symmetric positive semi-definite matrices [..., n, n]; tol is relative."""
-    return torch.ops.catapult.spectral_norm(kernel, tol)
+def spectral_norm(kernel: Tensor, *, tol: float | None = None) -> Tensor:
+    """Largest eigenvalue [...] of symmetric positive semi-definite matrices [..., n, n].
+
+    `tol` bounds the relative error; None: 1e-6 (float32), 1e-12 (float64).
+    """
+    tol = default_tolerance(kernel.dtype) if tol is None else tol
+    return torch.ops.catapult.spectral_norm.default(kernel, tol)

@@ -124,16 +124,25 @@ def _autograd_kernel(name: str) -> Callable[..., Any]:
     packet, _, overload = name.partition(".")
     op = getattr(getattr(torch.ops.catapult, packet), overload or "default")
     mutable = sum(arg.alias_info is not None and arg.alias_info.is_write for arg in op._schema.arguments)
+    # Bound here: small training steps come through once a step.
+    redispatch, below, keys = (
+        op.redispatch,
+        torch._C._AutoDispatchBelowAutograd,
+        torch._C._after_autograd_keyset,
+    )
+    recording = torch.is_grad_enabled
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        def run(*args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        if recording() and any(tensor.requires_grad for tensor in _tensors(args)):
 
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
+            def run(*args: Any) -> Any:
+                with below():
+                    return redispatch(keyset & keys, *args)
+
             result = _NotDifferentiable.apply(run, name, mutable, args, *_tensors(args))
             return None if mutable else result
-        return run(*args)
+        with below():
+            return redispatch(keyset & keys, *args)
 
     return kernel
 
