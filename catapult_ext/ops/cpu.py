@@ -61,7 +61,7 @@ def ntk_gram_(
     beta: Sequence[float],
     accumulate: bool,
 ) -> None:
-    """CPU kernel of `catapult::ntk_gram_`; callers inside the package may skip the dispatcher and call it."""
+    """CPU kernel of `catapult::ntk_gram_`, without the dispatcher."""
     n, c = _checks.ntk_gram(kernel, a, b, scale, beta)
     fields, _copies = _gram_terms(a, b)
     if not _C.ntk_gram(
@@ -202,8 +202,86 @@ def _agop_inner(g: Tensor, h: Tensor) -> Tensor:
 
 # --- topk_eigh, spectral_norm ---
 
-_topk_eigh = reference.topk_eigh
-_spectral_norm = reference.spectral_norm
+
+# Status of one matrix in csrc/core/topk_eigh.h.
+_UNSETTLED, _NON_FINITE = 1, 2
+
+
+def _matrices(kernel: Tensor) -> Tensor:
+    """View (or copy, where strides do not allow it) of [..., n, n] as [batch, n, n] with dense rows."""
+    return _unit_stride(kernel if kernel.dim() == 3 else kernel.reshape(-1, *kernel.shape[-2:]))
+
+
+def _run_topk_eigh(
+    matrices: Tensor, k: int, start: Tensor | None, tol: float, method: _C.EighMethod
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Values [batch, k], vectors [batch, n, k], residuals [batch, k] and the status of each matrix."""
+    batch, n, _ = matrices.shape
+    values, residuals = matrices.new_empty((batch, k)), matrices.new_empty((batch, k))
+    vectors = matrices.new_empty((batch, n, k))
+    status = torch.empty(batch, dtype=torch.int8)
+    _C.topk_eigh(
+        _DTYPE_CODES[matrices.dtype], batch, n, k, matrices.data_ptr(), matrices.stride(0), matrices.stride(1),
+        0 if start is None else start.data_ptr(), 0 if start is None else start.shape[-1], tol, method,
+        values.data_ptr(), vectors.data_ptr(), residuals.data_ptr(), status.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return values, vectors, residuals, status.tolist()
+
+
+def _full_decomposition(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact pairs of one finite matrix [n, n]: LAPACK in float64, or the direct method where LAPACK gives up."""
+    try:
+        return reference.topk_eigh(matrix, k, None, 0.0)
+    except torch.linalg.LinAlgError:
+        values, vectors, residuals, status = _run_topk_eigh(matrix[None], k, None, 0.0, _C.EighMethod.DIRECT)
+        if status[0] != 0:
+            raise
+        return values[0], vectors[0], residuals[0]
+
+
+def _topk_eigh(kernel: Tensor, k: int, start: Tensor | None, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.topk_eigh(kernel, k, start)
+    shape = kernel.shape
+    n = shape[-1]
+    if k == 0 or kernel.numel() == 0:
+        values, residuals = kernel.new_empty((*shape[:-2], k)), kernel.new_empty((*shape[:-2], k))
+        return values, kernel.new_empty((*shape[:-1], k)), residuals
+    matrices = _matrices(kernel)
+    if start is not None:
+        start = start.contiguous()
+    values, vectors, residuals, status = _run_topk_eigh(matrices, k, start, tol, _C.EighMethod.AUTO)
+    if any(status):
+        if _NON_FINITE in status:
+            raise _non_finite("topk_eigh", "the kernel")
+        for item, state in enumerate(status):
+            if state == _UNSETTLED:
+                pairs = _full_decomposition(matrices[item], k)
+                for result, exact in zip((values, vectors, residuals), pairs, strict=True):
+                    result[item] = exact
+    return values.view(*shape[:-2], k), vectors.view(*shape[:-2], n, k), residuals.view(*shape[:-2], k)
+
+
+def _spectral_norm(kernel: Tensor, tol: float) -> Tensor:
+    _checks.spectral_norm(kernel)
+    if kernel.numel() == 0:
+        return kernel.new_zeros(kernel.shape[:-2])
+    matrices = _matrices(kernel)
+    batch, n, _ = matrices.shape
+    values = matrices.new_empty(batch)
+    status_tensor = torch.empty(batch, dtype=torch.int8)
+    _C.spectral_norm(
+        _DTYPE_CODES[matrices.dtype], batch, n, matrices.data_ptr(), matrices.stride(0), matrices.stride(1), tol,
+        values.data_ptr(), status_tensor.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    status = status_tensor.tolist()
+    if any(status):
+        if _NON_FINITE in status:
+            raise _non_finite("spectral_norm", "the kernel")
+        for item, state in enumerate(status):
+            if state == _UNSETTLED:
+                values[item] = _full_decomposition(matrices[item], 1)[0][0]
+    return values.view(kernel.shape[:-2])
 
 
 register_backend(
