@@ -221,11 +221,9 @@ def _choose(
         groups = [np.flatnonzero(pool.labels == c) for c in classes]
     else:
         groups = [np.flatnonzero(np.isin(pool.labels, classes))]
-    # The remainder of the second part goes to the last groups: where both have one, no class pays twice.
-    quotas = {
-        part: _shares(size, len(groups))[:: -1 if end else 1]
-        for end, (part, size) in enumerate(sizes.items())
-    }
+    quotas = {part: _shares(size, len(groups)) for part, size in sizes.items()}
+    if "validation" in quotas:  # its remainder goes to the last classes: where both have one, none pays twice
+        quotas["validation"].reverse()
     for i, group in enumerate(groups):
         need = sum(quota[i] for quota in quotas.values())
         if need > len(group):
@@ -237,11 +235,12 @@ def _choose(
             )
     if selection != "first":
         groups = [random.permutation(group) for group in groups]
-    chosen = []
-    for end, quota in enumerate(quotas.values()):
-        shares = [(group[::-1] if end else group)[:share] for group, share in zip(groups, quota, strict=True)]
-        chosen.append(_interleave(shares[:: -1 if end else 1]))
-    return chosen
+    front, *back = quotas.values()
+    rows = [_interleave([group[:share] for group, share in zip(groups, front, strict=True)])]
+    for quota in back:  # everything from the other end: rows of a class, and classes
+        shares = [group[::-1][:share] for group, share in zip(groups, quota, strict=True)]
+        rows.append(_interleave(shares[::-1]))
+    return rows
 
 
 def _shares(size: int, groups: int) -> list[int]:

@@ -64,6 +64,19 @@ def test_egop_is_the_large_sample_agop_of_the_target(task, target_std):
     assert ((agop - exact).abs() <= 5.5 * error).all()  # where the target is flat both sides are exactly 0
 
 
+@pytest.mark.parametrize(("task", "d"), [("rank-2", 2), ("rank-3", 10), ("rank-4", 4)])
+def test_egop_of_a_polynomial_is_the_exact_integral(task, d):
+    """Gauss-Hermite quadrature with three nodes per coordinate is exact for the degrees that occur (4)."""
+    nodes = torch.tensor([-math.sqrt(3), 0, math.sqrt(3)], dtype=torch.float64)
+    weights = torch.tensor([1, 4, 1], dtype=torch.float64) / 6
+    grid = torch.cartesian_prod(*[nodes] * d).requires_grad_()  # [3^d, d]
+    mass = torch.cartesian_prod(*[weights] * d).prod(1)  # [3^d]
+    (g,) = torch.autograd.grad(cx.data.multi_index_target(task, grid, None).sum(), grid)
+    torch.testing.assert_close(g.T @ (g * mass[:, None]), cx.data.egop(task, d, None), rtol=1e-12, atol=1e-12)
+    mean_square = (cx.data.multi_index_target(task, grid, 0.5).square()[:, 0] * mass).sum()
+    assert mean_square.item() == pytest.approx(0.25, rel=1e-12)
+
+
 @pytest.mark.parametrize(("task", "rank"), [("rank-2", 2), ("rank-3", 3), ("rank-4", 4), ("full-rank", 100)])
 def test_egop_has_the_rank_of_its_name(task, rank):
     g = cx.data.egop(task)
