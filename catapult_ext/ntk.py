@@ -142,17 +142,19 @@ def jacobian(model: nn.Module, x: Tensor, *, params: Iterable[str | Tensor] | No
     with state.untouched():
         output = outputs_2d(state.forward(x), x)
         n, c = output.shape
-        jacobian = output.new_zeros(n, c, sum(p.numel() for p in state.parameters))
+        total = sum(p.numel() for p in state.parameters)
+        jacobian = torch.empty(n, c, total, dtype=state.dtype, device=state.device)
+        cotangent = torch.zeros_like(output)
         for i in range(n):
             for j in range(c):
+                cotangent[i, j] = 1.0
                 rows = torch.autograd.grad(
-                    output[i, j], state.parameters, retain_graph=True, allow_unused=True
+                    output, state.parameters, cotangent, retain_graph=True, allow_unused=True
                 )
-                torch.cat(
-                    [
-                        torch.zeros_like(p).reshape(-1) if row is None else row.reshape(-1)
-                        for p, row in zip(state.parameters, rows, strict=True)
-                    ],
-                    out=jacobian[i, j],
-                )
+                cotangent[i, j] = 0.0
+                flat = [
+                    torch.zeros_like(p).reshape(-1) if row is None else row.reshape(-1)
+                    for p, row in zip(state.parameters, rows, strict=True)
+                ]
+                jacobian[i, j] = torch.cat(flat).detach()
     return jacobian

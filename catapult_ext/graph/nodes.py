@@ -18,6 +18,7 @@ __all__ = [
     "is_leaf",
     "linear_features",
     "linear_scale",
+    "output_count",
     "scalar_factor",
     "type_name",
 ]
@@ -62,6 +63,11 @@ def type_name(node: Node) -> str:
 def is_leaf(node: Node) -> bool:
     """True for the node that accumulates into a leaf tensor (`node.variable`)."""
     return type(node).__name__ == "AccumulateGrad"
+
+
+def output_count(node: Node) -> int:
+    """How many outputs of the forward operation a node takes gradients for."""
+    return len(node._input_metadata)
 
 
 def is_transpose(node: Node) -> bool:

@@ -29,6 +29,8 @@ def refuse(node: Any, scaled: bool, transposed: bool) -> str | None:
         return f"it is transformed before it reaches {names.type_name(node)}"
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         return f"{names.type_name(node)} is a custom autograd function"
+    if names.output_count(node) != 1:
+        return f"{names.type_name(node)} has {names.output_count(node)} outputs"
     return None
 
 
