@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import catapult_ext as cx
-from catapult_ext.runs.environment import environment
+from catapult_ext.runs import environment
 from python_experiments.bench.cases import Case, Job
 from python_experiments.bench.timing import Timing
 

@@ -1,0 +1,1 @@
+"""The paper's figures and tables as declarations, their claims, plots, report page and command line."""

@@ -1,0 +1,140 @@
+"""What one training run is made of: a frozen description that names, hashes and prints itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Rates = Literal["relative", "paper"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the paper in the NTK parameterization without biases.
+
+    Attributes:
+        kind: "fcn" or "cnn".
+        width: hidden units, or channels of each convolution.
+        depth: weight layers, the linear output layer included.
+        fixed_layers: layers that are not trained.
+    """
+
+    kind: Literal["fcn", "cnn"]
+    width: int
+    depth: int
+    fixed_layers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        size = "channels" if self.kind == "cnn" else "units"
+        fixed = ", second layer fixed" if self.fixed_layers == (1,) else ""
+        return f"{self.depth}-layer {self.kind.upper()}, {self.width} {size}{fixed}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt.
+
+    Attributes:
+        name: images ("cifar10", "digits"; "images" until one of them is chosen) or a synthetic task
+            ("rank-2", "unit-sphere").
+        train: training samples.
+        validation: validation samples.
+        test: test samples.
+        classes: the two classes of an image task, labelled -1 and +1.
+    """
+
+    name: str
+    train: int
+    validation: int = 0
+    test: int = 0
+    classes: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        classes = f" (classes {', '.join(map(str, self.classes))})" if self.classes else ""
+        held_out = f", {self.validation} validation, {self.test} test" if self.validation else ""
+        return f"{self.train} points of {self.name}{classes}{held_out}"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate in the two forms that `--rates` chooses from.
+
+    Attributes:
+        relative: multiple of a critical rate measured at initialisation (`RunConfig.reference` says which).
+        paper: the absolute rate that the paper prints; None where it prints none.
+    """
+
+    relative: float
+    paper: float | None = None
+
+    def scaled(self, factor: float) -> Rate:
+        """The rate times `factor`, in both forms: the controls lie on another side of the critical rate."""
+        return Rate(self.relative * factor, None if self.paper is None else self.paper * factor)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides one training run, except its seed.
+
+    Attributes:
+        network: the network.
+        task: the training task.
+        rate: the constant learning rate.
+        batch_size: samples per step; None is gradient descent on the whole training set.
+        max_steps: the run ends here at the latest.
+        stop_loss: the run ends when the loss of the whole training set falls below it; None: never.
+        eigenpairs: s of the loss split L = L_<=s + L_>s.
+        kernel_every: steps between two records of the kernel.
+        validate_every: steps between two losses on the validation set; 0: never.
+        full_loss: record the loss of the whole training set at each step while training on batches.
+        evaluate: compute test loss and AGOP alignment at the step of the best validation loss.
+        reference: whose critical rate `rate.relative` multiplies, at initialisation: that of the whole
+            training set ("train") or of its first sample alone ("first sample").
+        rates: which form of `rate` is used.
+    """
+
+    network: Network
+    task: Task
+    rate: Rate
+    batch_size: int | None = None
+    max_steps: int = 60
+    stop_loss: float | None = None
+    eigenpairs: int = 1
+    kernel_every: int = 1
+    validate_every: int = 0
+    full_loss: bool = False
+    evaluate: bool = False
+    reference: Literal["train", "first sample"] = "train"
+    rates: Rates = "relative"
+
+    @property
+    def algorithm(self) -> str:
+        """GD, or SGD with its batch size."""
+        return "GD" if self.batch_size is None else f"SGD, batch {self.batch_size}"
+
+    @property
+    def rate_text(self) -> str:
+        """The learning rate in words."""
+        if self.rates == "paper":
+            return f"{self.rate.paper:g} (as printed)"
+        whose = "the whole set" if self.reference == "train" else "the doubled point"
+        return f"{self.rate.relative:.3g} x the critical rate of {whose} at initialisation"
+
+    def at(self, factor: float) -> RunConfig:
+        """The same run at `factor` times its rate."""
+        return replace(self, rate=self.rate.scaled(factor))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size at which an experiment is run.
+
+    Attributes:
+        config: the run that the figure shows.
+        seeds: one repetition each; a seed draws weights, data and batch order.
+        note: what is smaller than in the paper and why.
+    """
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+    note: str

@@ -1,0 +1,217 @@
+"""Figures of stored runs. Nothing is computed here that a claim depends on, and nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from python_experiments import style
+from python_experiments.claims import Group, Run, peak_step
+
+Groups = Mapping[str, Group]
+Flags = Callable[[Run], np.ndarray]
+
+
+def first_run(group: Group) -> Run:
+    """The first seed of the first condition."""
+    return next(iter(group.values()))[0]
+
+
+def series(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a column at the steps where it was recorded."""
+    table = run.metrics[["step", column]].dropna()
+    return table["step"].to_numpy(), table[column].to_numpy()
+
+
+def loss_panel(ax: Axes, run: Run, *, title: str, parts: bool = True) -> None:
+    """Training loss on a log scale with its largest value marked, and the parts L_<=s and L_>s."""
+    s = run.config.eigenpairs
+    style.label(ax, title=title, y="training loss", log=True)
+    steps, loss = series(run, "loss")
+    lines = ax.plot(steps, loss, color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
+    if parts:
+        for column, colour, dash, relation in (
+            ("top_loss", style.TOP, "--", r"\leq"),
+            ("rest_loss", style.REST, ":", ">"),
+        ):
+            name = rf"$\mathcal{{L}}_{{{relation} {s}}}$"
+            lines += ax.plot(*series(run, column), color=colour, linestyle=dash, label=name)
+    peak = peak_step(run)
+    if peak is not None:
+        diverges = run.summary["result"] == "diverged"
+        ax.plot(steps[peak], loss[peak], marker="v", markersize=8, color=style.TOP, zorder=4)
+        right = peak > len(steps) / 2
+        ax.annotate(
+            f"diverges: {loss[peak]:.2g}" if diverges else f"spike: {loss[peak]:.3g}",
+            (steps[peak], loss[peak]),
+            xytext=(-10 if right else 10, -3),
+            ha="right" if right else "left",
+            textcoords="offset points",
+            fontsize=9,
+            color=style.TOP,
+        )
+    style.legend_above(ax, lines)
+    style.plain_ticks(ax)
+
+
+def critical_rate_panel(ax: Axes, run: Run) -> None:
+    """Norm of the kernel (left axis) against critical rate and rate (right axis)."""
+    lines = ax.plot(*series(run, "lambda_1"), color=style.KERNEL, label=r"$\|K\|_2$ (left)")
+    style.label(ax, y=r"$\|K\|_2$", log=True)
+    right = ax.twinx()
+    right.spines["right"].set_visible(True)
+    right.grid(False)
+    lines += right.plot(
+        *series(run, "critical_lr"), color=style.CRITICAL, linestyle="--", label="critical rate"
+    )
+    lines += right.plot(*series(run, "lr"), color=style.RATE, label="rate")
+    style.label(right, y="learning rate", log=True)
+    style.legend_above(ax, lines)
+    style.plain_ticks(ax)
+    style.plain_ticks(right)
+
+
+def rate_strip(ax: Axes, run: Run) -> None:
+    """One coloured strip: where the rate lies above the critical rate of the training set."""
+    table = run.metrics[["step", "lr", "critical_lr"]].dropna()
+    above = (table["lr"] > table["critical_lr"]).to_numpy()
+    edges = np.append(table["step"].to_numpy(), table["step"].iloc[-1] + 1)
+    for start, end, high in zip(edges[:-1], edges[1:], above, strict=True):
+        ax.axvspan(start, end, color=style.ORANGE if high else style.SKY, linewidth=0)
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.set_xlabel("step")
+
+
+STRIP = "Strip: orange while the rate is above the critical rate, blue while it is below."
+
+
+@style.styled
+def catapult(groups: Groups) -> Figure:
+    """Loss and its parts, norm of the kernel and critical rate, rate strip; one column per group of runs."""
+    shown = {name: first_run(group) for name, group in groups.items()}
+    figure, axes = style.panels(
+        3,
+        len(shown),
+        size=(4.9 * len(shown), 7),
+        sharex="col",
+        gridspec_kw={"height_ratios": [4, 3, 0.3]},
+    )
+    for column, (name, run) in enumerate(shown.items()):
+        title = "catapult" if name == "main" else f"control: {name}"
+        loss_panel(axes[0, column], run, title=f"{title} (seed {run.seed})")
+        critical_rate_panel(axes[1, column], run)
+        rate_strip(axes[2, column], run)
+    figure.supxlabel(STRIP, fontsize=9)
+    return figure
+
+
+@style.styled
+def anatomy(groups: Groups) -> Figure:
+    """Fig. 2: loss and norm of the kernel of one catapult, with its three phases named."""
+    run = first_run(groups["main"])
+    figure, axes = style.panels(3, 1, size=(7.4, 7), sharex="col", gridspec_kw={"height_ratios": [4, 3, 0.3]})
+    loss_panel(axes[0, 0], run, title=f"anatomy of a catapult: {run.config.network}", parts=False)
+    critical_rate_panel(axes[1, 0], run)
+    rate_strip(axes[2, 0], run)
+    figure.supxlabel(STRIP, fontsize=9)
+    steps, loss = series(run, "loss")
+    peak = peak_step(run)
+    if peak is None:
+        return figure
+    under = np.flatnonzero(loss[peak:] < loss[0])
+    back = peak + int(under[0]) if len(under) else len(steps) - 1
+    phases = (
+        (steps[0], steps[peak], style.ORANGE, "1  rate above critical rate: the loss grows"),
+        (steps[peak], steps[back], style.BLUE, "2  the norm of K has dropped: the loss falls back"),
+        (steps[back], steps[-1], style.GREEN, "3  below where it began, with a smaller norm of K"),
+    )
+    upper = axes[0, 0]
+    for row, (start, end, colour, words) in enumerate(phases):
+        for ax in axes[:2, 0]:
+            ax.axvspan(start, end, color=colour, alpha=0.13, linewidth=0)
+        upper.text((start + end) / 2, 0.03, words[0], transform=upper.get_xaxis_transform(), ha="center")
+        upper.text(0.97, 0.72 - 0.075 * row, words, transform=upper.transAxes, ha="right", fontsize=9)
+    return figure
+
+
+@style.styled
+def batches(groups: Groups, *, is_spike: Flags, drawn: Flags) -> Figure:
+    """Fig. 5: training loss of SGD, and the critical rate of each batch beside the rate.
+
+    Args:
+        groups: the stored runs by group.
+        is_spike: run -> (steps,) boolean, whether the training loss spikes in each step.
+        drawn: run -> (steps,) boolean, whether the special point is the batch.
+    """
+    shown = {name: first_run(group) for name, group in groups.items()}
+    figure, axes = style.panels(2, len(shown), size=(4.9 * len(shown), 6.2), sharex="col")
+    for column, (name, run) in enumerate(shown.items()):
+        upper, lower = axes[:, column]
+        title = "between the critical rates" if name == "main" else f"control: {name}"
+        style.label(upper, title=f"{title} (seed {run.seed})", y="training loss", log=True)
+        steps, loss = series(run, "train_loss")
+        at = np.flatnonzero(is_spike(run)) + 1  # the loss after the step
+        lines = upper.plot(steps, loss, color=style.LOSS, linewidth=1.2, label="training loss")
+        lines += upper.plot(steps[at], loss[at], "v", color=style.TOP, markersize=7, label="spike")
+        style.legend_above(upper, lines)
+        style.plain_ticks(upper)
+
+        style.label(lower, x="step", y="critical rate of the batch", log=True)
+        steps, critical = series(run, "batch_critical_lr")
+        special = drawn(run)
+        steps, critical = steps[: len(special)], critical[: len(special)]
+        lines = lower.plot(
+            steps[~special], critical[~special], ".", color=style.SKY, markersize=4, label="other points"
+        )
+        lines += lower.plot(
+            steps[special], critical[special], "D", color=style.TOP, markersize=5, label="doubled point"
+        )
+        lines += lower.plot(*series(run, "lr"), color=style.RATE, label="rate")
+        style.legend_above(lower, lines)
+        style.plain_ticks(lower)
+    return figure
+
+
+@style.styled
+def table(
+    groups: Groups, paper: Mapping[str, Mapping[str, float]], columns: Sequence[tuple[str, str]]
+) -> Figure:
+    """Table 1 / Fig. 9a: one panel for each quantity over the batch sizes, ours beside the paper's.
+
+    Points are means over the seeds, bars reach from the smallest to the largest.
+
+    Args:
+        groups: the stored runs by group.
+        paper: condition -> quantity -> the paper's number.
+        columns: (key of the run's summary, title) of each panel.
+    """
+    figure, axes = style.panels(1, len(columns), size=(4.1 * len(columns), 3.9))
+    names = list(groups["main"])
+    looks = iter((("x", style.GREY), ("+", style.PURPLE), ("^", style.GREEN)))
+    marks = {name: ("o", style.BLUE) if name == "main" else next(looks) for name in groups}
+    for ax, (key, title) in zip(axes[0], columns, strict=True):
+        lines = []
+        for group, conditions in groups.items():
+            marker, colour = marks[group]
+            shown = [name for name in names if name in conditions]
+            values = [[float(run.summary[key]) for run in conditions[name]] for name in shown]
+            means = [float(np.mean(v)) for v in values]
+            spread = np.array([[m - min(v), max(v) - m] for m, v in zip(means, values, strict=True)]).T
+            at = [names.index(name) for name in shown]
+            ax.errorbar(at, means, yerr=np.abs(spread), color=colour, capsize=3, fmt="none")
+            name = "ours" if group == "main" else f"control: {group}"
+            lines += ax.plot(at, means, marker=marker, color=colour, label=name, zorder=3)
+        known = [(names.index(name), paper[name][key]) for name in names if key in paper.get(name, {})]
+        if known:
+            lines += ax.plot(
+                *zip(*known, strict=True), "s", color=style.ORANGE, fillstyle="none", label="paper", zorder=4
+            )
+        ax.set_xticks(range(len(names)), names)
+        ax.set_xmargin(0.12)
+        style.label(ax, title=title, x="batch")
+        ax.legend(lines, [str(line.get_label()) for line in lines])
+    return figure

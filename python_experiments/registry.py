@@ -1,0 +1,139 @@
+"""The experiments by name. A new figure or table is one file in `experiments/` and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from python_experiments.claims import Claim, Group
+from python_experiments.config import Preset, Rates, RunConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PRESETS = ("smoke", "cpu", "paper")
+
+#: Conditions of a group by name: the batch sizes of a table, or the one run of a figure.
+Conditions = dict[str, RunConfig]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One figure or table of the paper.
+
+    Attributes:
+        name: what `catapult run` calls it.
+        figure: where it stands in the paper.
+        title: one line.
+        statement: what the paper says it shows.
+        presets: sizes by name, one for each of `PRESETS`.
+        groups: builds, from a preset's configuration, the conditions of "main" and of each control group.
+        claims: numeric tests of the statement.
+        plot: draws the stored runs.
+        remarks: where our setting differs from the paper's and why; what the reader must know.
+        repeat_controls: run the control groups with every seed, not with the first one alone.
+    """
+
+    name: str
+    figure: str
+    title: str
+    statement: str
+    presets: Mapping[str, Preset]
+    groups: Mapping[str, Callable[[RunConfig], Conditions]]
+    claims: Sequence[Claim]
+    plot: Callable[[Mapping[str, Group]], Figure]
+    remarks: Sequence[str] = ()
+    repeat_controls: bool = False
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether `--data` chooses its training task."""
+        return self.presets["cpu"].config.task.name == "images"
+
+    def request(
+        self,
+        preset: str,
+        *,
+        rates: Rates = "relative",
+        images: str = "digits",
+        seeds: Sequence[int] | None = None,
+    ) -> Request:
+        """What to run for one preset; `images` replaces the task's name where the experiment uses images."""
+        return Request(
+            self.name,
+            preset,
+            rates,
+            images if self.uses_images else None,
+            tuple(seeds or self.presets[preset].seeds),
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """One experiment in one preset, as asked for on the command line; decides every run of it.
+
+    Attributes:
+        experiment: its name.
+        preset: "smoke", "cpu" or "paper".
+        rates: "relative" or "paper".
+        images: the image set, None for a synthetic task.
+        seeds: seeds of the group "main".
+    """
+
+    experiment: str
+    preset: str
+    rates: Rates
+    images: str | None
+    seeds: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the files that belong to it."""
+        return "-".join([self.experiment, self.preset, self.rates, *([self.images] if self.images else [])])
+
+    @property
+    def config(self) -> RunConfig:
+        """The preset's configuration with the chosen rates and images."""
+        config = get(self.experiment).presets[self.preset].config
+        task = replace(config.task, name=self.images) if self.images else config.task
+        return replace(config, task=task, rates=self.rates)
+
+    def groups(self) -> dict[str, dict[str, list[tuple[RunConfig, int]]]]:
+        """Group -> condition -> (configuration, seed) of each of its runs."""
+        experiment = get(self.experiment)
+        return {
+            group: {
+                condition: [(config, seed) for seed in self._seeds_of(experiment, group)]
+                for condition, config in build(self.config).items()
+            }
+            for group, build in experiment.groups.items()
+        }
+
+    def _seeds_of(self, experiment: Experiment, group: str) -> tuple[int, ...]:
+        return self.seeds if group == "main" or experiment.repeat_controls else self.seeds[:1]
+
+
+def all_experiments() -> dict[str, Experiment]:
+    """Every experiment by name, in the paper's order."""
+    from python_experiments.experiments import EXPERIMENTS
+
+    return {experiment.name: experiment for experiment in EXPERIMENTS}
+
+
+def get(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that exist.
+    """
+    experiments = all_experiments()
+    if name not in experiments:
+        raise ValueError(f"NAME: expected one of {', '.join(experiments)} or all, got {name!r}")
+    return experiments[name]
+
+
+def choose(names: Sequence[str]) -> list[Experiment]:
+    """The experiments of those names, each once, in the order given; "all" stands for every one."""
+    wanted = [n for name in names for n in (all_experiments() if name == "all" else [name])]
+    return [get(name) for name in dict.fromkeys(wanted)]

@@ -1,0 +1,182 @@
+"""From a run's description to a finished run in its folder, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import catapult_ext as cx
+from catapult_ext import runs
+from python_experiments.claims import Group, Run
+from python_experiments.config import RunConfig, Task
+from python_experiments.registry import Request
+
+#: The validation and test sets of synthetic tasks are drawn with the training set.
+SYNTHETIC = ("rank-2",)
+IMAGES = ("cifar10", "digits")
+
+
+def folder(root: Path, config: RunConfig, seed: int) -> runs.RunFolder:
+    """Where a run is kept. Experiments that describe the same run share it."""
+    network = config.network
+    return runs.RunFolder(root, f"{network.kind}{network.depth}-{config.task.name}", config, seed)
+
+
+def load(task: Task, seed: int, data_root: Path | None) -> cx.data.Split:
+    """The data of a run: a function of the task and the seed.
+
+    Raises:
+        ValueError: the image set is not there; the message says what to put where.
+    """
+    if task.name in IMAGES:
+        return cx.data.load(
+            task.name,
+            classes=task.classes,
+            train=task.train,
+            validation=task.validation,
+            test=task.test,
+            root=data_root,
+            seed=seed,
+        )
+    if task.name == "unit-sphere":
+        return cx.data.Split(cx.data.unit_sphere(n=task.train, d=100, seed=seed), None, None)
+    return cx.data.multi_index(
+        task.name, train=task.train, validation=task.validation, test=task.test, seed=seed
+    )
+
+
+def build(config: RunConfig, shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+    """The network of a run with the initial weights of its seed.
+
+    Args:
+        config: the run.
+        shape: shape of one sample: (d,) or (channels, height, width).
+        outputs: c.
+        seed: draws the weights, independently of data and batch order.
+    """
+    network = config.network
+    # Apart from the seeds of data and batch order, which use the run's seed itself.
+    generator = torch.Generator().manual_seed(10_000 + seed)
+    common: dict[str, Any] = {"fixed_layers": network.fixed_layers, "generator": generator}
+    if network.kind == "fcn":
+        return cx.models.FCN(int(np.prod(shape)), network.width, network.depth, outputs, **common)
+    channels, height, width = shape
+    return cx.models.CNN(channels, (height, width), network.width, network.depth, outputs, **common)
+
+
+def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Constant:
+    """The constant rate of a run; `x` holds the training inputs."""
+    if config.rates == "paper":
+        if config.rate.paper is None:
+            raise ValueError(
+                "--rates paper: the paper prints no rate for this experiment; use --rates relative"
+            )
+        return cx.Constant(config.rate.paper)
+    if config.reference == "train":
+        return cx.Constant(config.rate.relative, relative=True)
+    return cx.Constant(config.rate.relative * cx.critical_lr(cx.ntk(model, x[:1])).item())
+
+
+def recorders(config: RunConfig, data: cx.data.Split) -> list[cx.Recorder]:
+    """What is recorded beside the losses."""
+    chosen: list[cx.Recorder] = []
+    if config.batch_size is None:
+        chosen.append(cx.Spectrum(every=config.kernel_every, k=config.eigenpairs))
+    chosen.append(cx.BatchCriticalRate(every=config.kernel_every))
+    if config.evaluate:
+        egop = cx.data.egop(config.task.name, data.train.x[0].numel(), 1.0)
+        chosen.append(cx.AGOPAlignment(reference=egop, every=config.max_steps + 1))  # start, best and end
+    return chosen
+
+
+def train(config: RunConfig, seed: int, root: Path, data_root: Path | None, *, progress: bool = False) -> Run:
+    """Train a run, go on with an interrupted one, or load a finished one."""
+    where = folder(root, config, seed)
+    if not where.finished:
+        data = load(config.task, seed, data_root)
+        x, y = data.train.x, data.train.y
+        model = build(config, tuple(x.shape[1:]), y.shape[1], seed)
+        cx.train(
+            model,
+            data,
+            algorithm=cx.GD() if config.batch_size is None else cx.SGD(config.batch_size),
+            schedule=schedule(config, model, x),
+            stop=cx.Stop(
+                max_steps=config.max_steps,
+                train_loss=config.stop_loss,
+                every=1 if config.full_loss else None,
+            ),
+            recorders=recorders(config, data),
+            seed=seed,
+            run=where,
+            validate_every=config.validate_every or None,
+            progress=progress,
+        )
+        (where.path / "data.json").write_text(json.dumps(data.train.info, indent=2, default=str) + "\n")
+    return read(root, config, seed)
+
+
+def read(root: Path, config: RunConfig, seed: int) -> Run:
+    """A finished run as it was stored.
+
+    Raises:
+        catapult_ext.runs.RunError: it is not finished.
+    """
+    where = folder(root, config, seed)
+    stored = cx.History.from_result(where.read())
+    summary: dict[str, Any] = {"result": stored.result, "seconds": stored.seconds}
+    until = len(stored.metrics)
+    if (best := stored.best) is not None:
+        until = best.step
+        summary |= {
+            "best_step": best.step,
+            "validation_loss": best.validation_loss,
+            "test_loss": best.test_loss,
+        }
+        summary["alignment"] = best.measures.get("agop_alignment")
+    if "catapult" in stored.metrics:
+        summary["catapults"] = int(stored.metrics["catapult"].iloc[:until].sum())
+    environment = json.loads((where.path / "environment.json").read_text())
+    data = where.path / "data.json"
+    summary["data"] = json.loads(data.read_text()) if data.exists() else {}
+    return Run(config, seed, stored.metrics, summary, environment[-1])
+
+
+def finished_groups(root: Path, request: Request) -> dict[str, Group]:
+    """The groups of a request of which every run is finished, read from their folders."""
+    return {
+        group: {
+            condition: [read(root, config, seed) for config, seed in members]
+            for condition, members in conditions.items()
+        }
+        for group, conditions in request.groups().items()
+        if all(folder(root, config, seed).finished for config, seed in _runs(conditions))
+    }
+
+
+def unfinished(root: Path, request: Request) -> list[tuple[str, str, RunConfig, int]]:
+    """(group, condition, configuration, seed) of the runs of a request that are not finished."""
+    return [
+        (group, condition, config, seed)
+        for group, conditions in request.groups().items()
+        for condition, members in conditions.items()
+        for config, seed in members
+        if not folder(root, config, seed).finished
+    ]
+
+
+def _runs(conditions: dict[str, list[tuple[RunConfig, int]]]) -> Iterator[tuple[RunConfig, int]]:
+    for members in conditions.values():
+        yield from members
+
+
+def data_root(chosen: Path | None) -> Path | None:
+    """The folder of image sets: the option, else `CATAPULT_DATA`, else None."""
+    return chosen or (Path(os.environ["CATAPULT_DATA"]) if os.environ.get("CATAPULT_DATA") else None)
