@@ -15,7 +15,10 @@ __all__ = [
     "DATA_DEPENDENT",
     "conv_geometry",
     "conv_unsupported",
+    "is_data_dependent",
     "is_leaf",
+    "is_scalar_product",
+    "is_transpose",
     "linear_features",
     "linear_scale",
     "output_count",
@@ -25,24 +28,25 @@ __all__ = [
 
 Node = Any  # torch.autograd.graph.Node; its classes are created at run time
 
-# Routing that depends on values: the same node sequence may connect other rows next time.
+# Routing that depends on values: the same node sequence may connect other rows next time. Overloads of one
+# operation differ in a trailing number (MaxBackward0, MaxBackward1).
 DATA_DEPENDENT = frozenset(
     {
-        "IndexBackward0",
-        "IndexPutBackward0",
-        "IndexSelectBackward0",
-        "GatherBackward0",
-        "ScatterBackward0",
-        "ScatterAddBackward0",
-        "SortBackward0",
-        "TopkBackward0",
-        "MaxBackward0",
-        "MinBackward0",
-        "MedianBackward0",
-        "KthvalueBackward0",
-        "MaskedSelectBackward0",
-        "MaskedScatterBackward0",
-        "TakeBackward0",
+        "IndexBackward",
+        "IndexPutBackward",
+        "IndexSelectBackward",
+        "GatherBackward",
+        "ScatterBackward",
+        "ScatterAddBackward",
+        "SortBackward",
+        "TopkBackward",
+        "MaxBackward",
+        "MinBackward",
+        "MedianBackward",
+        "KthvalueBackward",
+        "MaskedSelectBackward",
+        "MaskedScatterBackward",
+        "TakeBackward",
     }
 )
 
@@ -60,6 +64,11 @@ def type_name(node: Node) -> str:
     return type(node).__name__
 
 
+def is_data_dependent(node: Node) -> bool:
+    """True for nodes whose routing depends on values."""
+    return type_name(node).rstrip("0123456789") in DATA_DEPENDENT
+
+
 def is_leaf(node: Node) -> bool:
     """True for the node that accumulates into a leaf tensor (`node.variable`)."""
     return type(node).__name__ == "AccumulateGrad"
@@ -75,11 +84,13 @@ def is_transpose(node: Node) -> bool:
     name = type_name(node)
     if name == "TBackward0":
         return True
+    if len(node._input_metadata[0].shape) != 2:
+        return False
+    # Dimensions are saved as unsigned 64-bit: -1 arrives as 2**64 - 1.
     if name == "TransposeBackward0":
-        # Saved as unsigned 64-bit: -1 arrives as 2**64 - 1.
-        return {_signed(node._saved_dim0), _signed(node._saved_dim1)} in ({0, 1}, {-2, -1}, {0, -1}, {-2, 1})
+        return _signed(node._saved_dim0) % 2 != _signed(node._saved_dim1) % 2
     if name == "PermuteBackward0":
-        return [_signed(dimension) for dimension in node._saved_dims] in ([1, 0], [-1, -2], [1, -2], [-1, 0])
+        return _signed(node._saved_dims[0]) % 2 == 1
     return False
 
 

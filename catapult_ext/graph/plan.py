@@ -160,7 +160,7 @@ class _Builder:
             name = names.type_name(node)
             if name in names.COUPLING_REFUSED:
                 raise UnsupportedModule(f"model: {names.COUPLING_REFUSED[name]}")
-            self.plan.data_dependent |= name in names.DATA_DEPENDENT
+            self.plan.data_dependent |= names.is_data_dependent(node)
             if names.is_leaf(node):
                 parameter = self.index.get(id(node.variable))
                 if parameter is not None:

@@ -29,7 +29,10 @@ def _model() -> nn.Module:
     [
         (lambda: Mutated().double(), "modified in place after the layer has used it"),
         (lambda: Checkpointed(True).double(), "use_reentrant=False"),
-        (lambda: nn.Sequential(nn.Linear(32, 8), nn.Dropout(0.5), nn.Linear(8, 1)).double(), r"model.eval\(\)"),
+        (
+            lambda: nn.Sequential(nn.Linear(32, 8), nn.Dropout(0.5), nn.Linear(8, 1)).double(),
+            r"model.eval\(\)",
+        ),
     ],
 )
 def test_refused_with_a_remedy(model: Any, message: str) -> None:
@@ -99,7 +102,9 @@ def test_models_that_cannot_be_observed_say_why() -> None:
 
         def forward(self, x: Tensor) -> Any:
             h = self.a(x)
-            return {"cube": h.view(-1, 2, 3), "tuple": (h, h), "scalar": h.sum(), "detached": h.detach()}[self.what]
+            return {"cube": h.view(-1, 2, 3), "tuple": (h, h), "scalar": h.sum(), "detached": h.detach()}[
+                self.what
+            ]
 
     for what, error, message in [
         ("cube", ValueError, r"expected an output of shape \(n,\) or \(n, c\)"),

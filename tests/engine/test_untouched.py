@@ -55,7 +55,9 @@ def _with_gradients(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ["batch norm, training", "convolutions", "attention, batch first", "frozen layers"])
+@pytest.mark.parametrize(
+    "name", ["batch norm, training", "convolutions", "attention, batch first", "frozen layers"]
+)
 def test_every_call_leaves_the_model_alone(name: str) -> None:
     model = _with_gradients(name)
     x, y = _data()

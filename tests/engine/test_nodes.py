@@ -1,0 +1,103 @@
+"""Names of autograd nodes and of what they save: fails loudly on a PyTorch where they changed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from catapult_ext.graph import nodes, walk
+
+
+def test_matrix_products() -> None:
+    x, w, b = torch.randn(5, 4), nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+    node = torch.addmm(b, x, w.t(), beta=0.5, alpha=0.25).grad_fn
+    assert nodes.type_name(node) == "AddmmBackward0"
+    assert torch.equal(nodes.linear_features(node), x)
+    assert nodes.linear_scale(node, "weight") == 0.25
+    assert nodes.linear_scale(node, "bias") == 0.5
+    node = F.linear(x, w).grad_fn
+    assert nodes.type_name(node) == "MmBackward0"
+    assert torch.equal(nodes.linear_features(node), x)
+    assert nodes.linear_scale(node, "weight") == 1.0
+    kinds = [nodes.type_name(n) for n in walk(F.linear(x, w, b)).nodes]
+    assert kinds == ["AddmmBackward0", "AccumulateGrad", "TBackward0", "AccumulateGrad"]
+    assert [nodes.is_leaf(n) for n in walk(F.linear(x, w, b)).nodes] == [False, True, False, True]
+
+
+def test_transpositions() -> None:
+    w, cube = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(2, 3, 4))
+    for view in (w.t(), w.T, w.mT, w.transpose(0, 1), w.transpose(-1, -2), w.permute(1, 0), w.permute(-1, 0)):
+        assert nodes.is_transpose(view.grad_fn), view.grad_fn
+    for view in (
+        w.transpose(0, 0),
+        w.permute(0, 1),
+        cube.transpose(0, 1),
+        cube.permute(2, 1, 0),
+        w.view(4, 3),
+    ):
+        assert not nodes.is_transpose(view.grad_fn) or view.grad_fn is None, view.grad_fn
+
+
+def test_scalar_products() -> None:
+    w, s = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.tensor(2.0))
+    cases = [
+        (w * 0.3, 0, 0.3),
+        (0.3 * w, 0, 0.3),
+        (w / 4, 0, 0.25),
+        (-w, 0, -1.0),
+        (w * torch.tensor(3.0), 0, 3.0),
+    ]
+    cases.append((torch.tensor(3.0) * w, 1, 3.0))
+    for product, argument, factor in cases:
+        assert nodes.is_scalar_product(product.grad_fn, argument), product.grad_fn
+        assert abs(nodes.scalar_factor(product.grad_fn, argument) - factor) < 1e-7
+    for product, argument in [(w * s, 0), (w * torch.randn(3, 4), 0), (1.0 / w, 1), (w + 1, 0), (w / s, 0)]:
+        assert not nodes.is_scalar_product(product.grad_fn, argument), product.grad_fn
+
+
+def test_convolutions() -> None:
+    x, w = torch.randn(2, 4, 6, 6), nn.Parameter(torch.randn(4, 2, 3, 3))
+    node = F.conv2d(x, w, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2).grad_fn
+    assert nodes.type_name(node) == "ConvolutionBackward0"
+    assert torch.equal(nodes.conv_input(node), x)
+    stride, padding, dilation, groups = nodes.conv_geometry(node)
+    assert (tuple(stride), tuple(padding), tuple(dilation), groups) == ((2, 1), (1, 2), (1, 2), 2)
+    assert nodes.conv_unsupported(node) is None
+    assert nodes.conv_unsupported(F.conv_transpose2d(x, w).grad_fn) == "transposed convolution"
+    assert "1-dimensional" in str(nodes.conv_unsupported(F.conv1d(x[:, :, 0], w[:, :2, 0], groups=2).grad_fn))
+
+
+def test_data_dependent_nodes_have_these_names() -> None:
+    w = nn.Parameter(torch.randn(3, 4))
+    index = torch.tensor([1, 0, 2])
+    made = {
+        nodes.type_name(t.grad_fn).rstrip("0123456789")
+        for t in (
+            w[index],
+            w.index_select(0, index),
+            w.gather(0, index[None, :].expand(3, 3)[:, :3]),
+            w.sort()[0],
+            w.topk(2)[0],
+            w.max(0)[0],
+            w.min(0)[0],
+            w.median(0)[0],
+            w.kthvalue(1)[0],
+            w.masked_select(w > -9),
+            w.take(index),
+            torch.zeros(3, 4).scatter(0, index[None, :].expand(3, 3), w),
+            torch.zeros(3, 4).scatter_add(0, index[None, :].expand(3, 3), w),
+            torch.zeros(3, 4).index_put((index,), w),
+            torch.zeros(3, 4).masked_scatter(torch.ones(3, 4, dtype=torch.bool), w),
+        )
+    }
+    assert made == nodes.DATA_DEPENDENT
+    assert nodes.is_data_dependent(w.max().grad_fn)
+    assert not nodes.is_data_dependent((w + 1).grad_fn)
+
+
+def test_how_many_outputs_a_node_takes_gradients_for() -> None:
+    x = nn.Parameter(torch.randn(3, 4))
+    assert nodes.output_count(F.layer_norm(x, (4,)).grad_fn) == 1
+    assert nodes.output_count((x + 1).grad_fn) == 1
+    assert nodes.output_count(x.unbind(0)[0].grad_fn) == 3
