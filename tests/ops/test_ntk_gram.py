@@ -113,6 +113,13 @@ def test_strided_expanded_and_offset_views(simd, dtype):
     assert gram_error(kernel, jacobian(one_input, [b[1]], [1.0], [0.0])) <= GRAM_BOUND[dtype]
 
 
+def test_large_off_tile_size(simd):
+    a, b = torch.randn(2001, 6), torch.randn(2001, 3)
+    kernel = ops.ntk_gram([a], [b], out=nan_like((2001, 2001), torch.float32))
+    assert gram_error(kernel, jacobian([a], [b], [1.0], [0.0])) <= 2e-6
+    assert torch.equal(kernel, kernel.T)
+
+
 def test_identity_sensitivities_of_the_last_layer(simd):
     a = torch.randn(19, 23)
     b = torch.eye(10).expand(19, 10, 10)
@@ -185,7 +192,7 @@ def test_extreme_scales_that_cancel(simd, factor):
 
 
 def test_one_faint_sample_keeps_its_digits(simd):
-    a, b, scale, beta = layers((35, 1, (50, 20)), torch.float32)
+    a, b, scale, _ = layers((35, 1, (50, 20)), torch.float32)
     a[0][7] *= 1e-18
     kernel = ops.ntk_gram(a, b, scale, [0.0])
     exact = jacobian(a, b, scale, [0.0])
