@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from catapult_ext.runs.describe import config_hash, describe
-from catapult_ext.runs.environment import environment
+from catapult_ext.runs.configuration import config_hash, describe
 from catapult_ext.runs.files import UnreadableFile
 from catapult_ext.runs.folder import FORMAT, RunError, RunFolder, RunResult, RunSession
+from catapult_ext.runs.host import environment
 
 __all__ = [
     "FORMAT",

@@ -30,8 +30,7 @@ from typing import Any
 import filelock
 import pandas as pd
 
-from catapult_ext.runs.describe import config_hash, describe, first_difference
-from catapult_ext.runs.environment import bitwise_difference, environment
+from catapult_ext.runs.configuration import config_hash, describe, first_difference
 from catapult_ext.runs.files import (
     UnreadableFile,
     read_json,
@@ -41,6 +40,7 @@ from catapult_ext.runs.files import (
     write_json,
     write_state,
 )
+from catapult_ext.runs.host import bitwise_difference, environment
 
 __all__ = ["FORMAT", "RunError", "RunFolder", "RunResult", "RunSession"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from catapult_ext.training.algorithms import GD, SGD, BatchOrder
-from catapult_ext.training.evaluate import Evaluation, Labels, evaluate
+from catapult_ext.training.evaluation import Evaluation, Labels, evaluate
 from catapult_ext.training.history import Best, History
 from catapult_ext.training.recorders import AGOPAlignment, BatchCriticalRate, Recorder, Spectrum, Step
 from catapult_ext.training.schedules import Constant, Schedule, Stepwise

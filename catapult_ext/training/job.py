@@ -11,7 +11,7 @@ from torch import nn
 from catapult_ext.data import Dataset, Split
 from catapult_ext.runs import describe
 from catapult_ext.training.algorithms import GD, SGD
-from catapult_ext.training.evaluate import Labels
+from catapult_ext.training.evaluation import Labels
 from catapult_ext.training.recorders import Recorder
 from catapult_ext.training.schedules import Schedule
 from catapult_ext.training.stop import Stop

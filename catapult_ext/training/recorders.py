@@ -18,7 +18,7 @@ from catapult_ext.agop import agop, agop_alignment
 from catapult_ext.data import Split
 from catapult_ext.losses import decompose_loss
 from catapult_ext.observe import Observation
-from catapult_ext.training.evaluate import evaluation_mode
+from catapult_ext.training.evaluation import evaluation_mode
 
 __all__ = ["CATAPULT_MARGIN", "AGOPAlignment", "BatchCriticalRate", "Recorder", "Spectrum", "Step"]
 

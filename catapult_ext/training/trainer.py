@@ -16,7 +16,7 @@ from catapult_ext.errors import NonFinite
 from catapult_ext.observe import Observation, Observer
 from catapult_ext.runs import RunFolder, RunSession
 from catapult_ext.training.algorithms import GD, SGD
-from catapult_ext.training.evaluate import Evaluation, evaluate
+from catapult_ext.training.evaluation import Evaluation, evaluate
 from catapult_ext.training.history import Best, History, MetricsTable
 from catapult_ext.training.job import Job
 from catapult_ext.training.progress import TrainingProgress

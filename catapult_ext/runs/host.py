@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -85,6 +86,7 @@ def _memory_bytes() -> int | None:
         return None
 
 
+@functools.cache  # the code in use is the one that was imported, whatever is committed meanwhile
 def _commit(folder: Path) -> str | None:
     """Commit that the folder's files belong to, with "+changes" when tracked files differ from it."""
 
