@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from catapult_ext.errors import UnsupportedModule
+from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import Plan, build_plan, nodes, walk
 from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
 from catapult_ext.observe.model_state import ModelState
@@ -219,6 +219,8 @@ class Sweep:
 
     def _certify(self, plan: Plan, input_gradient: bool) -> None:
         """Settle row maps and compare every assembled gradient with autograd's, for random cotangents."""
+        if not bool(torch.isfinite(self.output).all()):
+            raise NonFinite("model: its output is not finite")
         generator = torch.Generator().manual_seed(plan.observations)
         n, c = self.output.shape
         u = (torch.rand(c, generator=generator, dtype=torch.float64) + 0.5).to(self.output)
@@ -274,6 +276,8 @@ class Sweep:
             for i, parameter, reference in zip(ruled, parameters, expected, strict=True):
                 if reference is None:
                     continue
+                if not bool(torch.isfinite(reference).all()):
+                    raise NonFinite(f"model: the gradient of {self.state.names[i]} is not finite")
                 total, size = torch.zeros_like(parameter), 0.0
                 for use in plan.uses[i]:
                     entry = data.get(use.site)
