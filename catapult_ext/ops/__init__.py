@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from catapult_ext.ops import cpu, reference
+from catapult_ext.ops import cpu, cuda, reference
 from catapult_ext.ops.tiles import TILE_BYTES, conv2d_tile, conv2d_tiles, token_tile, token_tiles
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "conv2d_tile",
     "conv2d_tiles",
     "cpu",
+    "cuda",
     "jacobian_accumulate_",
     "jacobian_accumulate_conv2d_",
     "jacobian_accumulate_tokens_",
