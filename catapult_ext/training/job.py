@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,7 @@ class Job:
             labels=labels,
         )
 
+    @functools.cached_property
     def described(self) -> dict[str, Any]:
         """All that decides the numbers of the run, as plain values; tensors by checksum."""
         parameters = [

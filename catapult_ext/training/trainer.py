@@ -94,7 +94,7 @@ def train(
     if run is None:
         return _Loop(job, None, progress).run()
     with run.open() as session:
-        session.check("training", job.described())
+        session.check("training", job.described)
         if run.finished:
             stored = run.read()
             _restore(model, stored.tensors["final"])
@@ -153,7 +153,7 @@ class _Loop:
             result=result,
             best=self.best,
             catapult_count=self._catapult_count(),
-            config=self.job.described(),
+            config=self.job.described,
             seconds=self.seconds,
         )
         if self.session is not None:
