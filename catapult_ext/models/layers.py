@@ -34,7 +34,6 @@ class NTKLinear(nn.Module):
     """
 
     bias: nn.Parameter | None
-    _no_bias: Tensor
 
     def __init__(
         self,
@@ -55,12 +54,11 @@ class NTKLinear(nn.Module):
         self.weight = nn.Parameter(weight.mul_(weight_std))
         bias = nn.Parameter(torch.randn(out_features, generator=generator)) if bias_scale else None
         self.register_parameter("bias", bias)  # [out]
-        # addmm wants an operand where there is no bias; beta = 0 says that it is never read.
-        self.register_buffer("_no_bias", None if bias_scale else torch.zeros(()), persistent=False)
 
     def forward(self, h: Tensor) -> Tensor:
         """`h` (n, in_features) to (n, out_features)."""
-        bias = self._no_bias if self.bias is None else self.bias
+        # addmm wants an operand where there is no bias; beta = 0 says that it is never read.
+        bias = h.new_empty(()) if self.bias is None else self.bias
         return torch.addmm(bias, h, self.weight.t(), beta=self.bias_scale, alpha=self.weight_scale)
 
     def extra_repr(self) -> str:

@@ -141,7 +141,7 @@ class Assembler:
         terms = self.terms()
         if terms:
             a, b, scale, beta = zip(*terms.values(), strict=True)
-            ops.ntk_gram(a, b, scale, beta, out=kernel)
+            ops.ntk_gram_(kernel, list(a), list(b), list(scale), list(beta))
         else:
             kernel.zero_()
         weights = None if self.weights is None else self.weights.reshape(-1)
@@ -219,6 +219,8 @@ class Assembler:
 
     def fallback_jacobians(self) -> Iterator[tuple[int, Tensor]]:
         """Exact fallback, in groups of parameters that fit the memory plan: (parameter, [n c, *shape])."""
+        if not self.layout.rows:
+            return
         size = torch.finfo(self.dtype).bits // 8
         budget = max(self.memory.tile, 1 << 28)
         group: list[int] = []

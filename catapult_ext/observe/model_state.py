@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -94,49 +94,61 @@ class ModelState:
             output: Tensor = self.model(x)
         return output
 
-    @contextlib.contextmanager
-    def untouched(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Restore buffers and random state on exit, also when an exception passes through.
+    def untouched(self) -> Untouched:
+        """Context that restores buffers and random state on exit, also when an exception passes through."""
+        return Untouched(self)
 
-        Yields:
-            A list that holds, after the block, (buffer, value that the forward gave it) for each buffer that
-            the forward changed: what a training step commits.
-        """
-        if torch.is_autocast_enabled(self.device.type):
+
+class Untouched:
+    """Restores what a forward changes; a class, since a generator-based context costs more than it does.
+
+    Entering gives a list that holds, after the block, (buffer, value that the forward gave it) for each buffer
+    that the forward changed: what a training step commits.
+    """
+
+    __slots__ = ("_before", "_committed", "_generator", "_random", "_state")
+
+    def __init__(self, state: ModelState) -> None:
+        self._state = state
+
+    def __enter__(self) -> list[tuple[Tensor, Tensor]]:
+        state = self._state
+        if torch.is_autocast_enabled(state.device.type):
             raise UnsupportedModule(
                 "model: autocast is enabled, and a kernel of mixed precisions would be approximate; observe outside "
                 "of torch.autocast"
             )
-        before = [buffer.clone() for _, _, buffer in self.buffers]
-        generator = _generator(self.device)
-        random_state = generator.get_state()
-        committed: list[tuple[Tensor, Tensor]] = []
-        completed = drew = False
-        try:
-            yield committed
-            completed = True
-        finally:
-            if not torch.equal(random_state, generator.get_state()):
-                drew = completed
-                generator.set_state(random_state)
-            with torch.no_grad():
-                for (module, name, buffer), old in zip(self.buffers, before, strict=True):
-                    now = module._buffers[name]
-                    if now is not buffer:  # the forward assigned a new tensor
-                        module._buffers[name] = buffer
-                    if now is not None and not _same(now, old):
-                        committed.append((buffer, now.clone()))
-                        if now is buffer:
-                            buffer.copy_(old)
+        self._before = [buffer.clone() for _, _, buffer in state.buffers]
+        self._generator = _generator(state.device)
+        self._random = self._generator.get_state()
+        self._committed: list[tuple[Tensor, Tensor]] = []
+        return self._committed
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        drew = not torch.equal(self._random, self._generator.get_state())
         if drew:
+            self._generator.set_state(self._random)
+        if self._before:
+            with torch.no_grad():
+                self._restore_buffers()
+        if drew and kind is None:
             raise UnsupportedModule(
                 "model: its forward draws random numbers (dropout in training mode?), so that its kernel is that of "
                 "another network at every call; call model.eval(), or set the dropout rates to 0"
             )
 
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and bool(torch.equal(first, second))
+    def _restore_buffers(self) -> None:
+        # By value: batch_norm writes its running statistics without advancing their version counters.
+        for (module, name, buffer), old in zip(self._state.buffers, self._before, strict=True):
+            now = module._buffers[name]
+            if now is not buffer:  # the forward assigned a new tensor
+                module._buffers[name] = buffer
+                if now is not None and now.shape == buffer.shape:
+                    self._committed.append((buffer, now.clone()))
+            if not torch.equal(buffer, old):
+                if now is buffer:
+                    self._committed.append((buffer, buffer.clone()))
+                buffer.copy_(old)
 
 
 def _generator(device: torch.device) -> torch.Generator:

@@ -172,13 +172,14 @@ class Observation:
             if self._eigen is not None:
                 self._norm = self._eigen.values[0]
             else:
-                self._norm = ops.spectral_norm(self._need_kernel("spectral_norm"))
+                with torch.no_grad():
+                    self._norm = ops.spectral_norm(self._need_kernel("spectral_norm"))
         return self._norm
 
     @property
     def critical_lr(self) -> Tensor:
         """N c / lambda_1, 0-dim: the rate above which gradient descent on the linearised model diverges."""
-        return self.residual.numel() / self.spectral_norm
+        return self.spectral_norm.reciprocal() * self.residual.numel()
 
     def _split(self) -> tuple[Tensor, Tensor]:
         if self._parts is None:

@@ -42,6 +42,19 @@ def _rows(b: Sequence[Tensor], name: str) -> int:
     return b[0].shape[0] * (b[0].shape[1] if b[0].dim() == 3 else 1)
 
 
+def _direct(kernel: Tensor) -> bool:
+    """Whether the dispatcher, which costs more than a small Gram matrix or its norm, may be skipped.
+
+    It may for plain CPU tensors while no gradient could be recorded and no graph is being traced.
+    """
+    return (
+        type(kernel) is Tensor
+        and kernel.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
 def ntk_gram_(
     kernel: Tensor,
     a: list[Tensor],
@@ -52,18 +65,12 @@ def ntk_gram_(
 ) -> None:
     """`ntk_gram` into an existing kernel [n c, n c], for the path of every small training step.
 
-    Plain CPU tensors go to the kernel without the dispatcher, which costs more than a small Gram matrix does,
-    unless a gradient could be recorded or a graph is being traced.
+    Skips the dispatcher where it can.
 
     Raises:
         ValueError, TypeError, NonFinite: as `ntk_gram`.
     """
-    if (
-        type(kernel) is Tensor
-        and kernel.is_cpu
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    ):
+    if _direct(kernel):
         cpu.ntk_gram_(kernel, a, b, scale, beta, accumulate)
     else:
         torch.ops.catapult.ntk_gram_.default(kernel, a, b, scale, beta, accumulate)
@@ -306,4 +313,6 @@ def spectral_norm(kernel: Tensor, *, tol: float | None = None) -> Tensor:
     `tol` bounds the relative error; None: 1e-6 (float32), 1e-12 (float64).
     """
     tol = default_tolerance(kernel.dtype) if tol is None else tol
+    if _direct(kernel):
+        return cpu.spectral_norm(kernel, tol)
     return torch.ops.catapult.spectral_norm.default(kernel, tol)

@@ -262,7 +262,7 @@ def _topk_eigh(kernel: Tensor, k: int, start: Tensor | None, tol: float) -> tupl
     return values.view(*shape[:-2], k), vectors.view(*shape[:-2], n, k), residuals.view(*shape[:-2], k)
 
 
-def _spectral_norm(kernel: Tensor, tol: float) -> Tensor:
+def spectral_norm(kernel: Tensor, tol: float) -> Tensor:
     _checks.spectral_norm(kernel)
     if kernel.numel() == 0:
         return kernel.new_zeros(kernel.shape[:-2])
@@ -293,7 +293,7 @@ register_backend(
         "jacobian_accumulate_.tokens": _jacobian_accumulate_tokens_,
         "jacobian_accumulate_.conv2d": _jacobian_accumulate_conv2d_,
         "topk_eigh": _topk_eigh,
-        "spectral_norm": _spectral_norm,
+        "spectral_norm": spectral_norm,
         "agop_reduce_": _agop_reduce_,
         "agop_inner": _agop_inner,
     },

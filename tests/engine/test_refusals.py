@@ -126,7 +126,7 @@ def test_models_that_cannot_be_observed_say_why() -> None:
 def test_not_finite_is_an_error_not_a_number() -> None:
     model, x = _model(), _x()
     x[2, 3] = float("nan")
-    with pytest.raises(cx.NonFinite, match="loss is nan"):
+    with pytest.raises(cx.NonFinite, match="output is not finite"):
         cx.observe(model, x, _y())
     model = _model().float()
     with torch.no_grad():
