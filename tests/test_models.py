@@ -239,6 +239,15 @@ def test_compiled_network_gives_the_same_output_and_gradients(options):
             torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
+def test_conversion_takes_the_whole_layer_along():
+    """Nothing of the old dtype or device may stay behind in a layer without bias."""
+    net = FCN(4, 3, 2)
+    assert not list(net.buffers())
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        assert net.to(dtype)(torch.ones(2, 4, dtype=dtype)).dtype == dtype
+    assert net.to("meta")(torch.ones(2, 4, device="meta")).shape == (2, 1)
+
+
 def test_float32_and_float64_agree():
     for net, x in small_nets(bias_scale=0.5):
         exact = net(x)

@@ -6,7 +6,7 @@ A network asks a `Parameterization` for its layers and never sees the difference
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,18 @@ class NTKLinear(nn.Module):
         self.weight = nn.Parameter(weight.mul_(weight_std))
         bias = nn.Parameter(torch.randn(out_features, generator=generator)) if bias_scale else None
         self.register_parameter("bias", bias)  # [out]
+        # addmm wants an operand where there is no bias; beta = 0 takes it out of the result. No buffer: those are
+        # saved and compared at every observed step, and this is a constant.
+        self._no_bias = torch.zeros(())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NTKLinear:
+        """Conversions (`.to()`, `.double()`, ...) take the constant along."""
+        self._no_bias = fn(self._no_bias)
+        return super()._apply(fn, recurse)
 
     def forward(self, h: Tensor) -> Tensor:
         """`h` (n, in_features) to (n, out_features)."""
-        # addmm wants an operand where there is no bias; beta = 0 says that it is never read.
-        bias = h.new_empty(()) if self.bias is None else self.bias
+        bias = self._no_bias if self.bias is None else self.bias
         return torch.addmm(bias, h, self.weight.t(), beta=self.bias_scale, alpha=self.weight_scale)
 
     def extra_repr(self) -> str:
