@@ -72,6 +72,8 @@ class Job:
             raise TypeError(
                 f"schedule: expected a schedule such as Constant(lr), got {type(schedule).__name__}"
             )
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"seed: expected an integer, got {seed!r}")
         n = len(data.train)
         for name, part in _parts(data, probe):
             _check_tensors(model, name, part, data.train)

@@ -93,6 +93,8 @@ def train(
     )
     if run is None:
         return _Loop(job, None, progress).run()
+    if not isinstance(run, RunFolder):
+        raise TypeError(f"run: expected a RunFolder, got {type(run).__name__}")
     with run.open() as session:
         session.check("training", job.described)
         if run.finished:
@@ -186,6 +188,8 @@ class _Loop:
         if train_loss is not None:
             self._put("train_loss", train_loss)
             if t == 0:
+                if not math.isfinite(train_loss):
+                    raise NonFinite(f"data.train: its loss before the first update is {train_loss}")
                 self.initial_loss = train_loss
         result = job.stop.verdict(t, train_loss, self.initial_loss)
         if result != "diverged":

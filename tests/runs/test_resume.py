@@ -116,12 +116,13 @@ def test_a_run_goes_on_from_its_last_checkpoint_not_from_the_start(
     assert len(steps_made) == 4  # 12 in all
 
 
-def test_kill_9_at_random_moments(tmp_path: Path) -> None:
-    steps, generator = 1000, random.Random(time.time_ns())
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(kills: int, tmp_path: Path) -> None:
+    steps, generator = 350 * kills, random.Random(time.time_ns())
     command = [sys.executable, run_task.__file__, str(tmp_path / "killed"), "sgd", str(steps)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     left_at: list[int] = []
-    for _ in range(3):
+    for _ in range(kills):
         child = subprocess.Popen(command, env=environment, cwd=tmp_path)
         deadline = time.monotonic() + 60
         state = "**/resume.safetensors"
@@ -130,7 +131,7 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
             assert child.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.1))
+        time.sleep(generator.uniform(0, 0.05))
         assert child.poll() is None, "the run ended before it could be killed"
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL

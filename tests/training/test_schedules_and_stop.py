@@ -173,14 +173,15 @@ def test_not_finite_before_the_first_step_is_an_error(recipe: Recipe) -> None:
     data = recipe.data()
     x = data.x.clone()
     x[3, 2] = float("nan")
-    with pytest.raises(cx.NonFinite):
-        train(
-            recipe.model(),
-            Dataset(x, data.y),
-            algorithm=GD(),
-            schedule=Constant(0.1),
-            stop=Stop(max_steps=3),
-        )
+    for algorithm in (GD(), SGD(2)):
+        with pytest.raises(cx.NonFinite):
+            train(
+                recipe.model(),
+                Dataset(x, data.y),
+                algorithm=algorithm,
+                schedule=Constant(0.1),
+                stop=Stop(max_steps=3),
+            )
 
 
 def test_zero_steps_describe_the_initial_parameters(recipe: Recipe) -> None:
@@ -201,6 +202,8 @@ def test_zero_steps_describe_the_initial_parameters(recipe: Recipe) -> None:
         ({"algorithm": "SGD"}, TypeError, "algorithm: expected GD.. or SGD.batch_size., got 'SGD'"),
         ({"schedule": 0.1}, TypeError, "schedule: expected a schedule such as Constant.lr., got float"),
         ({"stop": 3}, TypeError, "stop: expected a Stop, got int"),
+        ({"run": "runs/a"}, TypeError, "run: expected a RunFolder, got str"),
+        ({"seed": 1.5}, TypeError, "seed: expected an integer, got 1.5"),
         ({"recorders": [3]}, TypeError, "recorders: expected Recorder objects, got int"),
         ({"algorithm": SGD(14)}, ValueError, "batch_size: expected at most the 13 training samples, got 14"),
         ({"validate_every": 0}, ValueError, "validate_every: expected an integer >= 1, got 0"),
