@@ -123,7 +123,10 @@ class Job:
             [n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in self.model.named_parameters()
         ]
         buffers = [[n, list(b.shape), str(b.dtype)] for n, b in self.model.named_buffers()]
-        fields = ("algorithm", "schedule", "stop", "recorders", "seed", "validate_every", "best_by")
+        fields = (
+            *("algorithm", "schedule", "stop", "recorders", "seed"),
+            *("validate_every", "best_by", "evaluation_chunk"),
+        )
         return {
             **{name: describe(getattr(self, name), name) for name in fields},
             "model": {"type": type(self.model).__name__, "parameters": parameters, "buffers": buffers},

@@ -11,7 +11,10 @@ __all__ = ["Constant", "Schedule", "Stepwise"]
 
 
 class Schedule(Protocol):
-    """What the trainer asks of a schedule."""
+    """What the trainer asks of a schedule; one of your own is a dataclass with these two methods.
+
+    What it needs beyond `previous` it must derive from the step, so that a resumed run goes on the same way.
+    """
 
     def measures(self, step: int) -> bool:
         """Whether `lr` will ask for the critical rate at this step."""

@@ -109,6 +109,7 @@ class _Loop:
 
     def __init__(self, job: Job, session: RunSession | None, progress: bool) -> None:
         self.job, self.session, self.model = job, session, job.model
+        self.config = job.described  # now: what has no description is an error before the first step
         self.train, self.probe = job.data.train, job.probe
         self.table = MetricsTable(job.columns)
         self.at = {name: i for i, name in enumerate(job.columns)}
@@ -155,7 +156,7 @@ class _Loop:
             result=result,
             best=self.best,
             catapult_count=self._catapult_count(),
-            config=self.job.described,
+            config=self.config,
             seconds=self.seconds,
         )
         if self.session is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,28 @@ def test_a_relative_constant_is_measured_once_at_initialisation(recipe: Recipe) 
     )
     lr = 0.7 * brute.critical_lr(recipe.model(), data.x)
     np.testing.assert_allclose(history.metrics["lr"][:4], lr, rtol=1e-9)
+
+
+class Halving:
+    """A schedule of one's own; without a description, as it is no dataclass."""
+
+    def measures(self, step: int) -> bool:
+        return False
+
+    def lr(self, step: int, previous: float, critical_lr: object) -> float:
+        return 0.4 if step == 0 else previous / 2
+
+
+def test_a_schedule_of_ones_own_is_a_dataclass(recipe: Recipe) -> None:
+    model, data, stop = recipe.model(), recipe.data(), Stop(max_steps=3)
+    schedule = dataclasses.dataclass(type("Halved", (Halving,), {}))()
+    history = train(model, data, algorithm=GD(), schedule=schedule, stop=stop)
+    assert history.metrics["lr"].tolist()[:3] == [0.4, 0.2, 0.1]
+    assert history.config["schedule"] == {"type": "Halved"}
+    before = brute.flat(model)
+    with pytest.raises(TypeError, match=r"schedule: expected a dataclass, .* got Halving"):
+        train(model, data, algorithm=GD(), schedule=Halving(), stop=stop)
+    torch.testing.assert_close(brute.flat(model), before, rtol=0, atol=0)  # nothing was computed and lost
 
 
 @pytest.mark.parametrize(
