@@ -203,7 +203,8 @@ def _agop_inner(g: Tensor, h: Tensor) -> Tensor:
 # --- topk_eigh, spectral_norm ---
 
 
-# Status of one matrix in csrc/core/topk_eigh.h.
+# EighMethod and the status of one matrix in csrc/core/topk_eigh.h.
+_AUTO, _DIRECT = 0, 1
 _UNSETTLED, _NON_FINITE = 1, 2
 
 
@@ -213,7 +214,7 @@ def _matrices(kernel: Tensor) -> Tensor:
 
 
 def _run_topk_eigh(
-    matrices: Tensor, k: int, start: Tensor | None, tol: float, method: _C.EighMethod
+    matrices: Tensor, k: int, start: Tensor | None, tol: float, method: int
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Values [batch, k], vectors [batch, n, k], residuals [batch, k] and the status of each matrix."""
     batch, n, _ = matrices.shape
@@ -230,11 +231,13 @@ def _run_topk_eigh(
 
 
 def _full_decomposition(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Exact pairs of one finite matrix [n, n]: LAPACK in float64, or the direct method where LAPACK gives up."""
+    """Exact pairs of one matrix [n, n]: LAPACK in float64, or the direct method where LAPACK gives up."""
+    if not matrix.tril().isfinite().all():
+        raise _non_finite("topk_eigh", "the kernel")
     try:
         return reference.topk_eigh(matrix, k, None, 0.0)
     except torch.linalg.LinAlgError:
-        values, vectors, residuals, status = _run_topk_eigh(matrix[None], k, None, 0.0, _C.EighMethod.DIRECT)
+        values, vectors, residuals, status = _run_topk_eigh(matrix[None], k, None, 0.0, _DIRECT)
         if status[0] != 0:
             raise
         return values[0], vectors[0], residuals[0]
@@ -250,7 +253,7 @@ def _topk_eigh(kernel: Tensor, k: int, start: Tensor | None, tol: float) -> tupl
     matrices = _matrices(kernel)
     if start is not None:
         start = start.contiguous()
-    values, vectors, residuals, status = _run_topk_eigh(matrices, k, start, tol, _C.EighMethod.AUTO)
+    values, vectors, residuals, status = _run_topk_eigh(matrices, k, start, tol, _AUTO)
     if any(status):
         if _NON_FINITE in status:
             raise _non_finite("topk_eigh", "the kernel")
@@ -263,6 +266,7 @@ def _topk_eigh(kernel: Tensor, k: int, start: Tensor | None, tol: float) -> tupl
 
 
 def spectral_norm(kernel: Tensor, tol: float) -> Tensor:
+    """CPU kernel of `catapult::spectral_norm`."""
     _checks.spectral_norm(kernel)
     if kernel.numel() == 0:
         return kernel.new_zeros(kernel.shape[:-2])

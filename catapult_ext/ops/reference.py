@@ -174,8 +174,10 @@ def topk_eigh(kernel: Tensor, k: int, start: Tensor | None, tol: float) -> tuple
     if vectors.numel():
         largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
         vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
-    residuals = (matrix @ vectors - vectors * values.unsqueeze(-2)).norm(dim=-2)  # [..., k]
-    return values.to(kernel.dtype), vectors.to(kernel.dtype), residuals.to(kernel.dtype)
+    values, vectors = values.to(kernel.dtype), vectors.to(kernel.dtype)
+    # of the pairs as returned, their rounding included
+    residuals = (matrix @ vectors.double() - vectors.double() * values.double().unsqueeze(-2)).norm(dim=-2)
+    return values, vectors, residuals.to(kernel.dtype)  # [..., k], [..., n, k], [..., k]
 
 
 def spectral_norm(kernel: Tensor, tol: float) -> Tensor:

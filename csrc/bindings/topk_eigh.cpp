@@ -7,21 +7,17 @@ namespace py = pybind11;
 namespace catapult::bindings {
 
 void bind_topk_eigh(py::module_& module) {
-  py::enum_<EighMethod>(module, "EighMethod")
-      .value("AUTO", EighMethod::kAuto)
-      .value("DIRECT", EighMethod::kDirect)
-      .value("KRYLOV", EighMethod::kKrylov);
-
   module.def(
       "topk_eigh",
       [](int dtype, int64_t batch, int64_t n, int64_t k, std::uintptr_t kernel, int64_t kernel_batch_stride,
-         int64_t kernel_stride, std::uintptr_t start, int64_t start_cols, double tol, EighMethod method,
+         int64_t kernel_stride, std::uintptr_t start, int64_t start_cols, double tol, int method,
          std::uintptr_t values, std::uintptr_t vectors, std::uintptr_t residuals, std::uintptr_t status,
          int threads) {
         py::gil_scoped_release unlocked;
         topk_eigh({static_cast<DType>(dtype), batch, n, k, pointer(kernel), kernel_batch_stride,
-                   kernel_stride, pointer(start), start_cols, tol, method, pointer(values), pointer(vectors),
-                   pointer(residuals), static_cast<int8_t*>(pointer(status)), threads});
+                   kernel_stride, pointer(start), start_cols, tol, static_cast<EighMethod>(method),
+                   pointer(values), pointer(vectors), pointer(residuals),
+                   static_cast<int8_t*>(pointer(status)), threads});
       },
       py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("k"), py::arg("kernel"),
       py::arg("kernel_batch_stride"), py::arg("kernel_stride"), py::arg("start"), py::arg("start_cols"),
