@@ -57,13 +57,14 @@ py::dict cuda_status() {
   const cudaError_t code = cudaGetDeviceCount(&count);
   cudaGetLastError();
   auto version = [](int number) {
-    return number == 0 ? std::string() : std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+    return number == 0 ? std::string()
+                       : std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
   };
   std::string reason;
   py::list devices;
   if (code == cudaErrorInsufficientDriver && driver > 0) {
-    reason = "the CUDA driver (" + version(driver) + ") is older than the runtime compiled in (" + version(runtime) +
-             "): no usable device";
+    reason = "the CUDA driver (" + version(driver) + ") is older than the runtime compiled in (" +
+             version(runtime) + "): no usable device";
   } else if (code == cudaErrorInsufficientDriver || code == cudaErrorNoDevice) {
     reason = driver == 0 ? "no CUDA driver: no usable device" : "no CUDA device";
   } else if (code != cudaSuccess) {
@@ -98,26 +99,36 @@ void bind_op(py::module_& module, const char* name, int64_t (*workspace_bytes)(c
 }
 
 cuda::JacobianTile jacobian_tile(int dtype, int64_t rows, int64_t columns, Address tile, int64_t tile_stride,
-                                 int64_t tile_column_stride, Address kernel, int64_t kernel_stride, Address weight,
-                                 int64_t weight_stride, Address grad) {
-  return {static_cast<DType>(dtype), rows, columns, pointer(tile), tile_stride, tile_column_stride, pointer(kernel),
-          kernel_stride, pointer(weight), weight_stride, pointer(grad)};
+                                 int64_t tile_column_stride, Address kernel, int64_t kernel_stride,
+                                 Address weight, int64_t weight_stride, Address grad) {
+  return {static_cast<DType>(dtype),
+          rows,
+          columns,
+          pointer(tile),
+          tile_stride,
+          tile_column_stride,
+          pointer(kernel),
+          kernel_stride,
+          pointer(weight),
+          weight_stride,
+          pointer(grad)};
 }
 
-// shape: n, c, in, height, width, out, out_height, out_width; geometry: groups, kernel, stride, padding, dilation.
+// shape: n, c, in, height, width, out, out_height, out_width; geometry: groups, kernel, stride, padding,
+// dilation.
 cuda::JacobianConv2d jacobian_conv2d(int dtype, std::vector<int64_t> shape, std::vector<int64_t> geometry,
                                      Address input, std::vector<int64_t> input_strides, Address b,
                                      std::vector<int64_t> b_strides, double scale, Address kernel,
-                                     int64_t kernel_stride, Address weight, int64_t weight_stride, Address grad,
-                                     int64_t tile_bytes) {
+                                     int64_t kernel_stride, Address weight, int64_t weight_stride,
+                                     Address grad, int64_t tile_bytes) {
   cuda::JacobianConv2d problem{};
   problem.dtype = static_cast<DType>(dtype);
   const std::array<int64_t*, 8> sizes{&problem.n,     &problem.c,   &problem.in,         &problem.height,
                                       &problem.width, &problem.out, &problem.out_height, &problem.out_width};
   for (size_t i = 0; i < sizes.size(); ++i) *sizes[i] = shape.at(i);
-  const std::array<int64_t*, 9> numbers{&problem.groups,     &problem.kernel_h, &problem.kernel_w,
-                                        &problem.stride_h,   &problem.stride_w, &problem.pad_h,
-                                        &problem.pad_w,      &problem.dilation_h, &problem.dilation_w};
+  const std::array<int64_t*, 9> numbers{&problem.groups,   &problem.kernel_h,   &problem.kernel_w,
+                                        &problem.stride_h, &problem.stride_w,   &problem.pad_h,
+                                        &problem.pad_w,    &problem.dilation_h, &problem.dilation_w};
   for (size_t i = 0; i < numbers.size(); ++i) *numbers[i] = geometry.at(i);
   problem.input = pointer(input);
   for (size_t i = 0; i < 4; ++i) problem.input_strides[i] = input_strides.at(i);
@@ -133,15 +144,33 @@ cuda::JacobianConv2d jacobian_conv2d(int dtype, std::vector<int64_t> shape, std:
   return problem;
 }
 
-cuda::Agop agop(int dtype, int64_t rows, int64_t d, Address g, int64_t g_stride, int64_t g_column_stride, double scale,
-                Address agop, int64_t agop_stride) {
-  return {static_cast<DType>(dtype), rows, d, pointer(g), g_stride, g_column_stride, scale, pointer(agop), agop_stride};
+cuda::Agop agop(int dtype, int64_t rows, int64_t d, Address g, int64_t g_stride, int64_t g_column_stride,
+                double scale, Address agop, int64_t agop_stride) {
+  return {static_cast<DType>(dtype),
+          rows,
+          d,
+          pointer(g),
+          g_stride,
+          g_column_stride,
+          scale,
+          pointer(agop),
+          agop_stride};
 }
 
 cuda::Inner inner(int dtype, int64_t g_rows, int64_t h_rows, int64_t d, Address g, int64_t g_stride,
-                  int64_t g_column_stride, Address h, int64_t h_stride, int64_t h_column_stride, Address result) {
-  return {static_cast<DType>(dtype), g_rows, h_rows, d, pointer(g), g_stride, g_column_stride, pointer(h), h_stride,
-          h_column_stride, static_cast<double*>(pointer(result))};
+                  int64_t g_column_stride, Address h, int64_t h_stride, int64_t h_column_stride,
+                  Address result) {
+  return {static_cast<DType>(dtype),
+          g_rows,
+          h_rows,
+          d,
+          pointer(g),
+          g_stride,
+          g_column_stride,
+          pointer(h),
+          h_stride,
+          h_column_stride,
+          static_cast<double*>(pointer(result))};
 }
 
 }  // namespace
@@ -155,15 +184,16 @@ void bind_cuda(py::module_& module) {
                return cuda::ntk_gram_workspace_bytes(
                    gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate).problem);
              });
-  module.def("cuda_ntk_gram",
-             [](int device, Address stream, Address status, Address workspace, int dtype, bool symmetric, int64_t n,
-                int64_t m, int64_t c, const std::vector<Layer>& layers, Address kernel, int64_t kernel_stride,
-                bool accumulate) {
-               py::gil_scoped_release release;
-               const GramCall call = gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate);
-               cuda::launch_ntk_gram("ntk_gram", call.problem, context(device, stream, status, workspace));
-             });
-  bind_op(module, "jacobian_tile", &cuda::jacobian_tile_workspace_bytes, &cuda::launch_jacobian_tile, &jacobian_tile);
+  module.def(
+      "cuda_ntk_gram", [](int device, Address stream, Address status, Address workspace, int dtype,
+                          bool symmetric, int64_t n, int64_t m, int64_t c, const std::vector<Layer>& layers,
+                          Address kernel, int64_t kernel_stride, bool accumulate) {
+        py::gil_scoped_release release;
+        const GramCall call = gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate);
+        cuda::launch_ntk_gram("ntk_gram", call.problem, context(device, stream, status, workspace));
+      });
+  bind_op(module, "jacobian_tile", &cuda::jacobian_tile_workspace_bytes, &cuda::launch_jacobian_tile,
+          &jacobian_tile);
   bind_op(module, "jacobian_conv2d", &cuda::jacobian_conv2d_workspace_bytes, &cuda::launch_jacobian_conv2d,
           &jacobian_conv2d);
   bind_op(module, "agop_reduce", &cuda::agop_reduce_workspace_bytes, &cuda::launch_agop_reduce, &agop);
@@ -178,16 +208,17 @@ void bind_cuda(py::module_& module) {
     problem.k = k;
     return cuda::topk_eigh_workspace_bytes(problem, device);
   });
-  module.def("cuda_topk_eigh",
-             [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch, int64_t n,
-                int64_t k, Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, Address start,
-                int64_t start_columns, double tol, Address values, Address vectors, Address residuals) {
-               py::gil_scoped_release release;
-               cuda::launch_topk_eigh({static_cast<DType>(dtype), batch, n, k, pointer(kernel), kernel_batch_stride,
-                                       kernel_stride, pointer(start), start_columns, tol, pointer(values),
-                                       pointer(vectors), pointer(residuals)},
-                                      context(device, stream, status, workspace));
-             });
+  module.def(
+      "cuda_topk_eigh",
+      [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch, int64_t n,
+         int64_t k, Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, Address start,
+         int64_t start_columns, double tol, Address values, Address vectors, Address residuals) {
+        py::gil_scoped_release release;
+        cuda::launch_topk_eigh(
+            {static_cast<DType>(dtype), batch, n, k, pointer(kernel), kernel_batch_stride, kernel_stride,
+             pointer(start), start_columns, tol, pointer(values), pointer(vectors), pointer(residuals)},
+            context(device, stream, status, workspace));
+      });
   module.def("cuda_spectral_norm_workspace", [](int device, int dtype, int64_t batch, int64_t n) {
     cuda::Norm problem{};
     problem.dtype = static_cast<DType>(dtype);
@@ -195,14 +226,15 @@ void bind_cuda(py::module_& module) {
     problem.n = n;
     return cuda::spectral_norm_workspace_bytes(problem, device);
   });
-  module.def("cuda_spectral_norm",
-             [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch, int64_t n,
-                Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, double tol, Address values) {
-               py::gil_scoped_release release;
-               cuda::launch_spectral_norm({static_cast<DType>(dtype), batch, n, pointer(kernel), kernel_batch_stride,
-                                           kernel_stride, tol, pointer(values)},
-                                          context(device, stream, status, workspace));
-             });
+  module.def(
+      "cuda_spectral_norm",
+      [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch, int64_t n,
+         Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, double tol, Address values) {
+        py::gil_scoped_release release;
+        cuda::launch_spectral_norm({static_cast<DType>(dtype), batch, n, pointer(kernel), kernel_batch_stride,
+                                    kernel_stride, tol, pointer(values)},
+                                   context(device, stream, status, workspace));
+      });
 }
 
 }  // namespace catapult::bindings

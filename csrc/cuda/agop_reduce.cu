@@ -31,7 +31,8 @@ struct InnerArguments {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) agop_inner_kernel(const __grid_constant__ InnerArguments<T> arguments) {
+__global__ void __launch_bounds__(kThreads)
+    agop_inner_kernel(const __grid_constant__ InnerArguments<T> arguments) {
   MatrixRows<T> g = arguments.g, h = arguments.h;
   g.first = blockIdx.x / arguments.column_tiles * kTile;
   h.first = blockIdx.x % arguments.column_tiles * kTile;
@@ -43,7 +44,8 @@ __global__ void __launch_bounds__(kThreads) agop_inner_kernel(const __grid_const
 #pragma unroll
     for (int j = 0; j < 4; ++j) squares += total[i][j] * total[i][j];
   // Behind the tiles: a thread may still be reading those.
-  double* slots = reinterpret_cast<double*>(static_cast<char*>(shared_memory()) + tile_shared_bytes<T, 4, 4>());
+  double* slots =
+      reinterpret_cast<double*>(static_cast<char*>(shared_memory()) + tile_shared_bytes<T, 4, 4>());
   squares = block_sum(squares, slots);
   if (threadIdx.x == 0) arguments.partials[blockIdx.x] = squares;
 }
@@ -67,8 +69,10 @@ template <typename T>
 void launch(const Inner& problem, const Context& context) {
   Stream stream("agop_inner", context.device, context.stream);
   InnerArguments<T> arguments{};
-  arguments.g = {static_cast<const T*>(problem.g), problem.g_stride, 0, problem.g_column_stride, 1, 0, problem.g_rows};
-  arguments.h = {static_cast<const T*>(problem.h), problem.h_stride, 0, problem.h_column_stride, 1, 0, problem.h_rows};
+  arguments.g = {
+      static_cast<const T*>(problem.g), problem.g_stride, 0, problem.g_column_stride, 1, 0, problem.g_rows};
+  arguments.h = {
+      static_cast<const T*>(problem.h), problem.h_stride, 0, problem.h_column_stride, 1, 0, problem.h_rows};
   arguments.depth = problem.d;
   arguments.column_tiles = ceil_div(problem.h_rows, kTile);
   arguments.partials = static_cast<double*>(context.workspace);

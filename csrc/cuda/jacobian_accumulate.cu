@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kThreads)
   if (column >= columns) return;
   double sum = static_cast<double>(grad[column]);
   for (int64_t row = 0; row < rows; ++row)
-    sum += static_cast<double>(weight[row * weight_stride]) * static_cast<double>(tile[row * stride + column * column_stride]);
+    sum += static_cast<double>(weight[row * weight_stride]) *
+           static_cast<double>(tile[row * stride + column * column_stride]);
   grad[column] = static_cast<T>(sum);
   if (!isfinite(static_cast<double>(static_cast<T>(sum)))) raise_status(status, kNonFinite);
 }
@@ -33,15 +34,16 @@ GramLayer tile_layer(const JacobianTile& problem) {
 }
 
 Gram gram_problem(const JacobianTile& problem, const GramLayer* layer) {
-  return {problem.dtype, true, problem.rows, problem.rows, 1, layer, 1, problem.kernel, problem.kernel_stride, true};
+  return {problem.dtype, true, problem.rows,   problem.rows,          1,
+          layer,         1,    problem.kernel, problem.kernel_stride, true};
 }
 
 template <typename T>
 void launch_weighted_sum(const JacobianTile& problem, const Context& context) {
   Stream stream("jacobian_accumulate", context.device, context.stream);
   stream.launch(weighted_sum_kernel<T>, ceil_div(problem.columns, kThreads), kThreads, 0,
-                static_cast<const T*>(problem.tile), problem.tile_stride, problem.tile_column_stride, problem.rows,
-                problem.columns, static_cast<const T*>(problem.weight), problem.weight_stride,
+                static_cast<const T*>(problem.tile), problem.tile_stride, problem.tile_column_stride,
+                problem.rows, problem.columns, static_cast<const T*>(problem.weight), problem.weight_stride,
                 static_cast<T*>(problem.grad), context.status);
 }
 
@@ -96,8 +98,8 @@ struct PatchRows {
 
 template <typename T>
 struct GradientArguments {
-  PatchRows<T> patches;    // of sample 0
-  ChannelRows<T> channels; // of sample 0, output 0
+  PatchRows<T> patches;     // of sample 0
+  ChannelRows<T> channels;  // of sample 0, output 0
   int64_t c, input_sample_stride, b_sample_stride, b_output_stride;
   int64_t positions, channel_tiles, patch_tiles;
   double scale;
@@ -193,7 +195,8 @@ void launch_sweep(const JacobianConv2d& problem, const Context& context) {
   auto narrow = [](int64_t value) { return static_cast<int>(value); };
   for (int64_t group = 0; group < problem.groups; ++group) {
     const int64_t group_first = group * sweep.channels_per_group;
-    arguments.patches = {static_cast<const T*>(problem.input) + group * (problem.in / problem.groups) * problem.input_strides[1],
+    arguments.patches = {static_cast<const T*>(problem.input) +
+                             group * (problem.in / problem.groups) * problem.input_strides[1],
                          problem.input_strides[1],
                          problem.input_strides[2],
                          problem.input_strides[3],
@@ -219,9 +222,11 @@ void launch_sweep(const JacobianConv2d& problem, const Context& context) {
                             problem.out_width,
                             channels};
       arguments.channel_tiles = ceil_div(channels, kTile);
-      stream.launch(sample_gradient_kernel<T>, sweep.samples * arguments.channel_tiles * arguments.patch_tiles,
-                    kThreads, tile_shared_bytes<T, 4, 4>(), arguments);
-      launch_jacobian_tile(tile_problem(problem, sweep, group_first + first, channels, context.workspace), inner);
+      stream.launch(sample_gradient_kernel<T>,
+                    sweep.samples * arguments.channel_tiles * arguments.patch_tiles, kThreads,
+                    tile_shared_bytes<T, 4, 4>(), arguments);
+      launch_jacobian_tile(tile_problem(problem, sweep, group_first + first, channels, context.workspace),
+                           inner);
     }
   }
 }
@@ -248,7 +253,8 @@ int64_t jacobian_conv2d_workspace_bytes(const JacobianConv2d& problem) {
   int64_t inner = 0;  // a short last tile may split differently from a full one
   const int64_t last = sweep.channels_per_group % sweep.tile_channels;
   for (int64_t channels : {std::min(sweep.tile_channels, sweep.channels_per_group), last})
-    inner = std::max(inner, jacobian_tile_workspace_bytes(tile_problem(problem, sweep, 0, channels, nullptr)));
+    inner =
+        std::max(inner, jacobian_tile_workspace_bytes(tile_problem(problem, sweep, 0, channels, nullptr)));
   return sweep.gradient_bytes + inner;
 }
 

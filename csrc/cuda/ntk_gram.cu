@@ -39,19 +39,40 @@ __device__ void tile_origin(const GramArguments<T>& arguments, int64_t tile, int
 
 // Product 2 l (A) or 2 l + 1 (B) over the columns [begin, end).
 template <typename T>
-__device__ void product(const GramArguments<T>& arguments, int index, int64_t row, int64_t column, int64_t begin,
-                        int64_t end, double (&total)[4][4]) {
+__device__ void product(const GramArguments<T>& arguments, int index, int64_t row, int64_t column,
+                        int64_t begin, int64_t end, double (&total)[4][4]) {
   const GramLayer& layer = arguments.layers[index / 2];
   MatrixRows<T> x, z;
   if (index % 2 == 0) {
-    x = {static_cast<const T*>(layer.x.a), layer.x.a_stride, 0, layer.x.a_column_stride, arguments.c, row, arguments.rows};
-    z = {static_cast<const T*>(layer.z.a), layer.z.a_stride, 0, layer.z.a_column_stride, arguments.c, column,
+    x = {static_cast<const T*>(layer.x.a),
+         layer.x.a_stride,
+         0,
+         layer.x.a_column_stride,
+         arguments.c,
+         row,
+         arguments.rows};
+    z = {static_cast<const T*>(layer.z.a),
+         layer.z.a_stride,
+         0,
+         layer.z.a_column_stride,
+         arguments.c,
+         column,
          arguments.columns};
   } else {
-    x = {static_cast<const T*>(layer.x.b), layer.x.b_stride, layer.x.b_output_stride, layer.x.b_column_stride,
-         arguments.c, row, arguments.rows};
-    z = {static_cast<const T*>(layer.z.b), layer.z.b_stride, layer.z.b_output_stride, layer.z.b_column_stride,
-         arguments.c, column, arguments.columns};
+    x = {static_cast<const T*>(layer.x.b),
+         layer.x.b_stride,
+         layer.x.b_output_stride,
+         layer.x.b_column_stride,
+         arguments.c,
+         row,
+         arguments.rows};
+    z = {static_cast<const T*>(layer.z.b),
+         layer.z.b_stride,
+         layer.z.b_output_stride,
+         layer.z.b_column_stride,
+         arguments.c,
+         column,
+         arguments.columns};
   }
   tile_product<T, 4, 4>(x, z, begin, end, total);
 }
@@ -65,12 +86,14 @@ __device__ bool store(const GramArguments<T>& arguments, int64_t row, int64_t co
   if (arguments.accumulate) value += static_cast<double>(*target);
   T rounded = static_cast<T>(value);
   *target = rounded;
-  if (arguments.symmetric && column != row) arguments.kernel[column * arguments.kernel_stride + row] = rounded;
+  if (arguments.symmetric && column != row)
+    arguments.kernel[column * arguments.kernel_stride + row] = rounded;
   return isfinite(static_cast<double>(rounded));
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) ntk_gram_kernel(const __grid_constant__ GramArguments<T> arguments) {
+__global__ void __launch_bounds__(kThreads)
+    ntk_gram_kernel(const __grid_constant__ GramArguments<T> arguments) {
   int64_t row, column;
   tile_origin(arguments, blockIdx.x, row, column);
   T sum[4][4], park[4][4];
@@ -92,7 +115,8 @@ __global__ void __launch_bounds__(kThreads) ntk_gram_kernel(const __grid_constan
     for (int i = 0; i < 4; ++i)
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        sum[i][j] = static_cast<T>(static_cast<double>(sum[i][j]) + static_cast<double>(park[i][j]) * total[i][j]);
+        sum[i][j] =
+            static_cast<T>(static_cast<double>(sum[i][j]) + static_cast<double>(park[i][j]) * total[i][j]);
   }
 
   bool finite = true;
@@ -129,7 +153,8 @@ __global__ void __launch_bounds__(kThreads)
       partial[(threadIdx.x / 16 + 16 * i) * kTile + threadIdx.x % 16 + 16 * j] = static_cast<T>(total[i][j]);
 }
 
-// Split, second launch: one thread per element of a tile sums the parts of A, then those of B, then multiplies.
+// Split, second launch: one thread per element of a tile sums the parts of A, then those of B, then
+// multiplies.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     ntk_gram_combine_kernel(const __grid_constant__ GramArguments<T> arguments) {
@@ -144,7 +169,8 @@ __global__ void __launch_bounds__(kThreads)
   auto sum_parts = [&](int index) {
     double sum = 0.0;
     for (int64_t part = arguments.plan.first_part[index]; part < arguments.plan.first_part[index + 1]; ++part)
-      sum += static_cast<double>(arguments.partials[(part * arguments.plan.tiles + tile) * kTile * kTile + element]);
+      sum += static_cast<double>(
+          arguments.partials[(part * arguments.plan.tiles + tile) * kTile * kTile + element]);
     return sum;
   };
   double sum = 0.0;
@@ -159,7 +185,8 @@ GramPlan plan_layers(const Gram& problem, int64_t first, int count) {
     a_columns[l] = problem.layers[first + l].a_columns;
     b_columns[l] = problem.layers[first + l].b_columns;
   }
-  return plan_gram(problem.n * problem.c, problem.m * problem.c, problem.symmetric, a_columns, b_columns, count);
+  return plan_gram(problem.n * problem.c, problem.m * problem.c, problem.symmetric, a_columns, b_columns,
+                   count);
 }
 
 template <typename T>
@@ -183,7 +210,8 @@ void launch(const char* op, const Gram& problem, const Context& context) {
     arguments.plan = plan_layers(problem, first, count);
     const int64_t tiles = arguments.plan.tiles, shared = tile_shared_bytes<T, 4, 4>();
     if (arguments.plan.split) {
-      stream.launch(ntk_gram_partial_kernel<T>, arguments.plan.parts(count) * tiles, kThreads, shared, arguments);
+      stream.launch(ntk_gram_partial_kernel<T>, arguments.plan.parts(count) * tiles, kThreads, shared,
+                    arguments);
       stream.launch(ntk_gram_combine_kernel<T>, tiles * (kTile * kTile / kThreads), kThreads, 0, arguments);
     } else {
       stream.launch(ntk_gram_kernel<T>, tiles, kThreads, shared, arguments);
@@ -198,7 +226,8 @@ int64_t ntk_gram_workspace_bytes(const Gram& problem) {
   int64_t bytes = 0;
   for (int64_t first = 0; first < problem.num_layers; first += kMaxTerms) {
     const int count = static_cast<int>(std::min<int64_t>(kMaxTerms, problem.num_layers - first));
-    bytes = std::max(bytes, gram_workspace_bytes(plan_layers(problem, first, count), count, item_bytes(problem.dtype)));
+    bytes = std::max(
+        bytes, gram_workspace_bytes(plan_layers(problem, first, count), count, item_bytes(problem.dtype)));
   }
   return bytes;
 }

@@ -44,8 +44,8 @@ struct GramPlan {
   int64_t row_tiles, column_tiles;
   int64_t tiles;  // of the lower triangle alone when symmetric
   bool split;
-  int64_t first_part[2 * kMaxTerms + 1];      // split: parts of product i are [first_part[i], first_part[i + 1])
-  int64_t columns_per_part[2 * kMaxTerms];    // split: a multiple of kPromote
+  int64_t first_part[2 * kMaxTerms + 1];  // split: parts of product i are [first_part[i], first_part[i + 1])
+  int64_t columns_per_part[2 * kMaxTerms];  // split: a multiple of kPromote
 
   int64_t parts(int num_terms) const { return first_part[2 * num_terms]; }
 };
@@ -114,12 +114,13 @@ inline DirectPlan plan_direct(int64_t n, int64_t k, int64_t shared_limit) {
 }
 
 struct KrylovPlan {
-  int64_t block;         // b columns, a multiple of 16
-  int64_t basis;         // m = kKrylovSteps b columns
+  int64_t block;  // b columns, a multiple of 16
+  int64_t basis;  // m = kKrylovSteps b columns
   int64_t rotate_blocks;
   // Offsets in doubles into the workspace.
   int64_t vectors, products, next_vectors, next_products;  // [m, n] [m, n] [b, n] [b, n]
-  int64_t projected, ritz_values, ritz_vectors, ritz_residuals, partials;  // [m, m] [b] [m, b] [b] [blocks, b]
+  int64_t projected, ritz_values, ritz_vectors, ritz_residuals,
+      partials;                        // [m, m] [b] [m, b] [b] [blocks, b]
   int64_t direct, gram;                // workspaces of the inner solvers
   int64_t fallback, fallback_vectors;  // of the direct solver that takes over without convergence; [n + 1, k]
   int64_t flag;                        // one int32

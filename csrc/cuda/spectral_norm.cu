@@ -89,7 +89,9 @@ __global__ void __launch_bounds__(256) lanczos_kernel(const __grid_constant__ La
     for (int64_t i = warp; i < n; i += warps) {  // w = K q
       double dot = 0.0;
       for (int64_t j = lane; j < n; j += 32)
-        dot += (copy != nullptr ? static_cast<double>(copy[i * n + j]) : load_symmetric(kernel, stride, i, j)) * q[j];
+        dot +=
+            (copy != nullptr ? static_cast<double>(copy[i * n + j]) : load_symmetric(kernel, stride, i, j)) *
+            q[j];
       dot = warp_sum(dot);
       if (lane == 0) w[i] = dot / scale;
     }
@@ -143,9 +145,10 @@ void launch(const Norm& problem, const Context& context) {
     return;
   }
   for (int64_t i = 0; i < problem.batch; ++i)
-    launch_krylov(stream, context,
-                  KrylovProblem<T>{problem.n, 1, kernel + i * problem.kernel_batch_stride, problem.kernel_stride,
-                                   nullptr, 0, problem.tol, values + i, nullptr, nullptr, workspace, context.status});
+    launch_krylov(
+        stream, context,
+        KrylovProblem<T>{problem.n, 1, kernel + i * problem.kernel_batch_stride, problem.kernel_stride,
+                         nullptr, 0, problem.tol, values + i, nullptr, nullptr, workspace, context.status});
 }
 
 }  // namespace

@@ -50,7 +50,8 @@ CATAPULT_HOST_DEVICE constexpr int64_t tile_shared_bytes() {
 // All kThreads threads of the block must call it. Thread (tx, ty) = (t % 16, t / 16) holds the
 // elements (ty + 16 i, tx + 16 j). Uses tile_shared_bytes<T, RX, RY>() of shared memory.
 template <typename T, int RX, int RY, typename X, typename Y>
-__device__ inline void tile_product(const X& x, const Y& y, int64_t k_begin, int64_t k_end, double (&total)[RX][RY]) {
+__device__ inline void tile_product(const X& x, const Y& y, int64_t k_begin, int64_t k_end,
+                                    double (&total)[RX][RY]) {
   constexpr int kRowsX = 16 * RX, kRowsY = 16 * RY;
   constexpr int kLineX = kRowsX + 4, kLineY = kRowsY + 4;  // [kDepth, line], padded against bank conflicts
   T* shared_x = static_cast<T*>(shared_memory());

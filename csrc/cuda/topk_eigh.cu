@@ -1,8 +1,7 @@
 // Chooses between the direct solver and block Krylov by size alone.
-#include "cuda/topk_eigh.h"
-
 #include "cuda/ops.h"
 #include "cuda/plans.h"
+#include "cuda/topk_eigh.h"
 
 namespace catapult::cuda {
 

@@ -131,7 +131,7 @@ __device__ double multisection(const Work& work) {
       const bool above = count_above(work.d, work.e, work.n, section(low, high, lane), tiny) > rank;
       narrow_interval(__ballot_sync(kFullWarp, above), low, high);
     }
-    if (lane == 0) work.values[rank] = 0.5 * (low + high);
+    if (lane == 0) work.values[rank] = bound > 0.0 ? 0.5 * (low + high) : 0.0;
   }
   __syncthreads();
   return bound;
@@ -189,7 +189,8 @@ __device__ void back_transform(const Work& work) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kEighThreads) direct_kernel(const __grid_constant__ DirectArguments<T> arguments) {
+__global__ void __launch_bounds__(kEighThreads)
+    direct_kernel(const __grid_constant__ DirectArguments<T> arguments) {
   const DirectProblem<T>& problem = arguments.problem;
   if (problem.skip != nullptr && *problem.skip != 0) return;
   const int64_t n = problem.n, k = problem.k;
@@ -249,7 +250,8 @@ __global__ void __launch_bounds__(kEighThreads) direct_kernel(const __grid_const
     double squares = 0.0;
     for (int64_t i = 0; i < n; ++i) {
       double dot = 0.0;
-      for (int64_t m = lane; m < n; m += 32) dot += load_symmetric(kernel, problem.stride, i, m) / norm * x[m];
+      for (int64_t m = lane; m < n; m += 32)
+        dot += load_symmetric(kernel, problem.stride, i, m) / norm * x[m];
       const double difference = warp_sum(dot) - static_cast<double>(value) / norm * x[i];
       squares += difference * difference;
     }

@@ -18,7 +18,8 @@ __device__ bool finished(const int* flag) { return flag != nullptr && *flag != k
 // vectors[j] <- column j of start, or random numbers beyond it: [block, n].
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    krylov_start_kernel(double* vectors, int64_t n, int64_t block, const T* start, int64_t start_columns, int* flag) {
+    krylov_start_kernel(double* vectors, int64_t n, int64_t block, const T* start, int64_t start_columns,
+                        int* flag) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index == 0) *flag = kRunning;
   if (index >= n * block) return;
@@ -54,7 +55,9 @@ struct SymmetricRows {
   using Row = int64_t;
   __device__ bool rows_fastest() const { return above_diagonal; }
   __device__ Row row(int r) const { return first + r; }
-  __device__ double at(Row row, int64_t k) const { return row < n ? load_symmetric(matrix, stride, row, k) : 0.0; }
+  __device__ double at(Row row, int64_t k) const {
+    return row < n ? load_symmetric(matrix, stride, row, k) : 0.0;
+  }
 };
 
 // products[j] = K vectors[j] for j < block: [block, n].
@@ -81,8 +84,8 @@ __global__ void __launch_bounds__(kThreads)
 // squares of (next_products - theta next_vectors): partials [block of rows, j].
 __global__ void __launch_bounds__(kKrylovRows)
     krylov_rotate_kernel(const double* vectors, const double* products, const double* ritz_vectors,
-                         const double* ritz_values, int64_t n, int64_t basis, int64_t block, double* next_vectors,
-                         double* next_products, double* partials, const int* flag) {
+                         const double* ritz_values, int64_t n, int64_t basis, int64_t block,
+                         double* next_vectors, double* next_products, double* partials, const int* flag) {
   if (finished(flag)) return;
   constexpr int kColumns = 8;  // block is a multiple of 16
   double* slots = static_cast<double*>(shared_memory());
@@ -115,8 +118,8 @@ __global__ void __launch_bounds__(kKrylovRows)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    krylov_accept_kernel(double* vectors, double* products, const double* next_vectors, const double* next_products,
-                         int64_t size, const int* flag) {
+    krylov_accept_kernel(double* vectors, double* products, const double* next_vectors,
+                         const double* next_products, int64_t size, const int* flag) {
   if (finished(flag)) return;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= size) return;
@@ -143,7 +146,8 @@ __global__ void __launch_bounds__(kThreads)
   if (broken) raise_status(status, kNonFinite);
 }
 
-// Block j: eigenpair j rounded to T, largest |component| positive; the working vector becomes the rounded one.
+// Block j: eigenpair j rounded to T, largest |component| positive; the working vector becomes the rounded
+// one.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     krylov_finish_kernel(double* vectors, const double* ritz_values, int64_t n, int64_t k, T* values, T* out,
@@ -173,8 +177,8 @@ __global__ void __launch_bounds__(kThreads)
 // Block j: the residual of eigenpair j as returned.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    krylov_residual_kernel(const double* vectors, const double* products, int64_t n, const T* values, T* residuals,
-                           const int* flag) {
+    krylov_residual_kernel(const double* vectors, const double* products, int64_t n, const T* values,
+                           T* residuals, const int* flag) {
   if (*flag == kRunning) return;
   const int64_t j = blockIdx.x;
   const double value = static_cast<double>(values[j]);
@@ -206,13 +210,13 @@ void launch_krylov(const Stream& stream, const Context& context, const KrylovPro
   constexpr int64_t kSlots = kReduceSlots * 8;
 
   auto orthonormalise = [&](int64_t step, const double* source) {
-    stream.launch(krylov_orthonormal_kernel, 1, kEighThreads, kSlots + (step + 1) * block * 8, vectors, source, n,
-                  step * block, (step + 1) * block, flag);
+    stream.launch(krylov_orthonormal_kernel, 1, kEighThreads, kSlots + (step + 1) * block * 8, vectors,
+                  source, n, step * block, (step + 1) * block, flag);
   };
   auto multiply = [&](int64_t step, const int* skip) {
     stream.launch(krylov_product_kernel<T>, ceil_div(n, kProductRows) * ceil_div(block, 16), kThreads,
-                  tile_shared_bytes<double, 2, 1>(), problem.kernel, problem.stride, n, vectors + step * block * n,
-                  products + step * block * n, block, skip);
+                  tile_shared_bytes<double, 2, 1>(), problem.kernel, problem.stride, n,
+                  vectors + step * block * n, products + step * block * n, block, skip);
   };
 
   // projected = vectors products^T, by the Gram kernel: one layer without an A part.
@@ -227,15 +231,21 @@ void launch_krylov(const Stream& stream, const Context& context, const KrylovPro
   Context inner = context;
   inner.workspace = problem.workspace + plan.gram;
 
-  const DirectProblem<double> ritz{1,           basis,
-                                   block,       projected,
-                                   0,           basis,
-                                   ritz_values, ritz_vectors,
-                                   problem.workspace + plan.ritz_residuals, problem.workspace + plan.direct,
-                                   problem.status, flag};
+  const DirectProblem<double> ritz{1,
+                                   basis,
+                                   block,
+                                   projected,
+                                   0,
+                                   basis,
+                                   ritz_values,
+                                   ritz_vectors,
+                                   problem.workspace + plan.ritz_residuals,
+                                   problem.workspace + plan.direct,
+                                   problem.status,
+                                   flag};
 
-  stream.launch(krylov_start_kernel<T>, ceil_div(n * block, kThreads), kThreads, 0, vectors, n, block, problem.start,
-                problem.start == nullptr ? int64_t{0} : problem.start_columns, flag);
+  stream.launch(krylov_start_kernel<T>, ceil_div(n * block, kThreads), kThreads, 0, vectors, n, block,
+                problem.start, problem.start == nullptr ? int64_t{0} : problem.start_columns, flag);
   orthonormalise(0, nullptr);
   multiply(0, flag);
   for (int pass = 0; pass < kKrylovPasses; ++pass) {
@@ -245,10 +255,10 @@ void launch_krylov(const Stream& stream, const Context& context, const KrylovPro
     }
     launch_ntk_gram(stream.op(), projection, inner);
     launch_direct(stream, ritz);
-    stream.launch(krylov_rotate_kernel, plan.rotate_blocks, kKrylovRows, kSlots, vectors, products, ritz_vectors,
-                  ritz_values, n, basis, block, next_vectors, next_products, partials, flag);
-    stream.launch(krylov_accept_kernel, ceil_div(n * block, kThreads), kThreads, 0, vectors, products, next_vectors,
-                  next_products, n * block, flag);
+    stream.launch(krylov_rotate_kernel, plan.rotate_blocks, kKrylovRows, kSlots, vectors, products,
+                  ritz_vectors, ritz_values, n, basis, block, next_vectors, next_products, partials, flag);
+    stream.launch(krylov_accept_kernel, ceil_div(n * block, kThreads), kThreads, 0, vectors, products,
+                  next_vectors, next_products, n * block, flag);
     stream.launch(krylov_check_kernel, 1, kThreads, 0, partials, ritz_values, plan.rotate_blocks, block, k,
                   problem.tol, flag, problem.status);
   }
@@ -260,10 +270,11 @@ void launch_krylov(const Stream& stream, const Context& context, const KrylovPro
     stream.launch(krylov_residual_kernel<T>, k, kThreads, kSlots, vectors, products, n, problem.values,
                   problem.residuals, flag);
   }
-  launch_direct(stream, DirectProblem<T>{1, n, k, problem.kernel, 0, problem.stride, problem.values,
-                                         problem.vectors == nullptr ? own_vectors : problem.vectors,
-                                         problem.residuals == nullptr ? own_vectors + n * k : problem.residuals,
-                                         problem.workspace + plan.fallback, problem.status, flag});
+  launch_direct(stream,
+                DirectProblem<T>{1, n, k, problem.kernel, 0, problem.stride, problem.values,
+                                 problem.vectors == nullptr ? own_vectors : problem.vectors,
+                                 problem.residuals == nullptr ? own_vectors + n * k : problem.residuals,
+                                 problem.workspace + plan.fallback, problem.status, flag});
 }
 
 template void launch_krylov<float>(const Stream&, const Context&, const KrylovProblem<float>&);

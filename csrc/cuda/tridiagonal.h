@@ -11,7 +11,8 @@ namespace catapult::cuda {
 
 // Number of eigenvalues of T above x: positive pivots of T - x (Sylvester). A vanishing pivot is
 // moved off zero by less than rounding; NaN gives a count, not an endless loop.
-CATAPULT_HOST_DEVICE inline int count_above(const double* d, const double* e, int64_t n, double x, double tiny) {
+CATAPULT_HOST_DEVICE inline int count_above(const double* d, const double* e, int64_t n, double x,
+                                            double tiny) {
   int count = 0;
   double pivot = 1.0;
   for (int64_t i = 0; i < n; ++i) {
@@ -24,7 +25,8 @@ CATAPULT_HOST_DEVICE inline int count_above(const double* d, const double* e, in
 }
 
 // An interval that contains all eigenvalues of T (Gershgorin).
-CATAPULT_HOST_DEVICE inline void gershgorin(const double* d, const double* e, int64_t n, double& low, double& high) {
+CATAPULT_HOST_DEVICE inline void gershgorin(const double* d, const double* e, int64_t n, double& low,
+                                            double& high) {
   low = d[0];
   high = d[0];
   for (int64_t i = 0; i < n; ++i) {
@@ -56,8 +58,9 @@ CATAPULT_HOST_DEVICE inline void narrow_interval(unsigned above, double& low, do
 // Solves (T - lambda) x = x in place: elimination with row exchanges. `bands` holds the three upper
 // bands of the eliminated matrix, entry i of band q at bands[(3 i + q) * stride]; x has the stride
 // x_stride. A pivot below `tiny` becomes `tiny`, so a shift that is an eigenvalue gives its vector.
-CATAPULT_HOST_DEVICE inline void shifted_solve(const double* d, const double* e, int64_t n, double lambda, double tiny,
-                                               double* x, int64_t x_stride, double* bands, int64_t stride) {
+CATAPULT_HOST_DEVICE inline void shifted_solve(const double* d, const double* e, int64_t n, double lambda,
+                                               double tiny, double* x, int64_t x_stride, double* bands,
+                                               int64_t stride) {
   double pivot = d[0] - lambda, upper = n > 1 ? e[0] : 0.0, right = x[0];
   for (int64_t i = 0; i + 1 < n; ++i) {
     const double low = e[i], diagonal = d[i + 1] - lambda, next = i + 2 < n ? e[i + 1] : 0.0;
@@ -98,7 +101,8 @@ CATAPULT_HOST_DEVICE inline void shifted_solve(const double* d, const double* e,
 
 // |last component| of the unit eigenvector of T for its largest eigenvalue theta: the Lanczos
 // residual is beta times it. Pivots of T - theta from the top are negative but for rounding.
-CATAPULT_HOST_DEVICE inline double last_component(const double* d, const double* e, int64_t n, double theta, double tiny) {
+CATAPULT_HOST_DEVICE inline double last_component(const double* d, const double* e, int64_t n, double theta,
+                                                  double tiny) {
   double squares = 1.0;  // of z_0 .. z_i relative to z_i
   double pivot = d[0] - theta;
   for (int64_t i = 0; i + 1 < n; ++i) {

@@ -52,8 +52,8 @@ struct cudaDeviceProp {
 namespace emulator {
 
 struct Options {
-  uint64_t shuffle_seed = 0;          // 0: threads run in order
-  int shared_limit = 227 * 1024;      // bytes a block may ask for
+  uint64_t shuffle_seed = 0;      // 0: threads run in order
+  int shared_limit = 227 * 1024;  // bytes a block may ask for
   int devices = 1;
 };
 Options& options();

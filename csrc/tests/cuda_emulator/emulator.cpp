@@ -159,7 +159,8 @@ unsigned warp_ballot(bool predicate) {
   engine.lanes[engine.current] = predicate;
   warp_barrier();
   unsigned result = 0;
-  for (unsigned i = 0; i < 32; ++i) result |= static_cast<unsigned>(engine.lanes[engine.current / 32 * 32 + i]) << i;
+  for (unsigned i = 0; i < 32; ++i)
+    result |= static_cast<unsigned>(engine.lanes[engine.current / 32 * 32 + i]) << i;
   warp_barrier();
   return result;
 }
@@ -167,7 +168,8 @@ unsigned warp_ballot(bool predicate) {
 cudaError_t run(const cudaLaunchConfig_t& config, size_t allowed, const std::function<void()>& thread) {
   block_size = config.blockDim.x;
   grid_size = config.gridDim.x;
-  if (grid_size == 0 || block_size == 0 || block_size > 1024 || block_size % 32 != 0 || config.dynamicSmemBytes > allowed)
+  if (grid_size == 0 || block_size == 0 || block_size > 1024 || block_size % 32 != 0 ||
+      config.dynamicSmemBytes > allowed)
     return cudaErrorInvalidValue;
   ++engine.launches;
   if (engine.stack_count < block_size) {

@@ -1,0 +1,312 @@
+"""The CUDA ops where there is no GPU: their own sources, compiled for the host over an emulator.
+
+csrc/tests/cuda_emulator says what it catches: wrong results, memory nobody wrote, barriers that are missing
+(threads run in shuffled orders) or that not all threads reach, and launches that the hardware would refuse.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sysconfig
+from pathlib import Path
+
+import cuda_cases
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import catapult_ext as cx
+from catapult_ext.ops import cuda
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+GUARD = 64  # bytes behind a workspace that must stay as they are
+
+
+def _find() -> Path | None:
+    given = os.environ.get("CATAPULT_CUDA_EMULATED")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    pattern = f"build/*/csrc/tests/cuda_emulator/_cuda_emulated{suffix}"
+    found = [Path(given)] if given else sorted(ROOT.glob(pattern), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+@pytest.fixture(scope="module")
+def module():
+    path = _find()
+    if path is None:
+        pytest.skip("the CUDA emulator is not built (cmake -DCATAPULT_NATIVE_TESTS=ON, as `make test` does)")
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", path)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class Emulated:
+    """Calls the CUDA implementations with tensors of the host; workspaces are poisoned and guarded."""
+
+    def __init__(self, module):
+        self.module = module
+        self.workspaces: list[torch.Tensor] = []
+
+    def workspace(self, size: int, device: torch.device) -> torch.Tensor:
+        # All bits set is a NaN in both dtypes: what a kernel reads before writing it shows.
+        self.workspaces.append(torch.full((size + GUARD,), 255, dtype=torch.uint8))
+        return self.workspaces[-1]
+
+    def __call__(self, name, *arguments):
+        self.workspaces.clear()
+        result = cuda.IMPLEMENTATIONS[name](*arguments)
+        for workspace in self.workspaces:
+            assert (workspace[-GUARD:] == 255).all(), f"{name} wrote beyond its workspace"
+        cuda.check(CPU)
+        return result
+
+
+@pytest.fixture
+def call(module, monkeypatch):
+    emulated = Emulated(module)
+    monkeypatch.setattr(cuda, "_native", module)
+    monkeypatch.setattr(cuda, "_stream", lambda device: (0, 0))
+    monkeypatch.setattr(cuda, "_workspace", emulated.workspace)
+    monkeypatch.setattr(cuda, "_status", {})
+    module.emulator_configure()
+    yield emulated
+    module.emulator_configure()
+
+
+dtypes = pytest.mark.parametrize("dtype", cuda_cases.DTYPES)
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("n", "c", "widths"),
+    [
+        (1, 1, [(3, 2)]),
+        (5, 3, [(7, 1), (0, 4)]),
+        (64, 1, [(16, 16)]),
+        (65, 1, [(300, 1), (17, 600)]),
+        (33, 4, [(20, 9)]),
+        (127, 1, [(700, 3)]),
+        (2, 70, [(5, 3)]),
+        (3, 1, [(1, 2)] * 35),  # more layers than one launch takes
+    ],
+)
+def test_gram(call, dtype, n, c, widths):
+    cuda_cases.check_gram(call, "cpu", dtype, n, c, widths)
+    cuda_cases.check_gram_cross(call, "cpu", dtype, n, n + 3, c, widths)
+
+
+@dtypes
+def test_gram_of_many_tiles_takes_one_launch(call, dtype):
+    n = 1030  # 17 tiles a side: enough blocks without splitting the depth
+    a, b, scale, beta = cuda_cases.layers(n, 1, [(3, 2)], dtype, "cpu")
+    kernel = torch.full((n, n), torch.nan, dtype=dtype)
+    before = call.module.emulator_launches()
+    call("ntk_gram_", kernel, a, b, scale, beta, False)
+    assert call.module.emulator_launches() == before + 1
+    exact = cuda_cases.jacobian(a, b, scale, beta)
+    assert cuda_cases.gram_error(kernel, exact) <= cuda_cases.GRAM_BOUND[dtype]
+
+
+@dtypes
+def test_strided_gram(call, dtype):
+    cuda_cases.check_strided_gram(call, "cpu", dtype)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(1, 70),
+    c=st.integers(1, 3),
+    widths=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 300)), min_size=1, max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_gram_of_any_shape(call, n, c, widths, seed):
+    torch.manual_seed(seed)
+    cuda_cases.check_gram(call, "cpu", torch.float32, n, c, widths)
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (65, 300), (130, 17), (3, 1000)])
+def test_tile(call, dtype, rows, columns):
+    cuda_cases.check_tile(call, "cpu", dtype, rows, columns)
+
+
+@dtypes
+@pytest.mark.parametrize("tile_bytes", [1, 700, 1 << 20])
+def test_tokens(call, dtype, tile_bytes):
+    cuda_cases.check_tokens(call, "cpu", dtype, 3, 2, 5, 7, 6, tile_bytes)
+
+
+@dtypes
+@pytest.mark.parametrize("case", cuda_cases.CONVOLUTIONS, ids=str)
+def test_convolution(call, dtype, case):
+    for tile_bytes in (500, 1 << 20):
+        cuda_cases.check_convolution(call, "cpu", dtype, case, tile_bytes)
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "d"), [(1, 1), (90, 70), (5, 130)])
+def test_agop(call, dtype, rows, d):
+    cuda_cases.check_agop(call, "cpu", dtype, rows, d)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 2, 3, 18])
+def test_direct_eigenpairs(call, dtype, n):
+    for _, matrix in cuda_cases.matrices(n):
+        for k in sorted({1, min(3, n), n}):
+            cuda_cases.check_topk(call, "cpu", dtype, matrix, k)
+
+
+def test_direct_eigenpairs_do_not_depend_on_where_the_matrix_lives(call):
+    x = torch.randn(2, 40, 40)
+    kernel = x @ x.mT
+    shared = call("topk_eigh", kernel, 4, None, 1e-6)
+    call.module.emulator_configure(shared_limit=4096)  # the matrix no longer fits: it goes to the workspace
+    for got, wanted in zip(call("topk_eigh", kernel, 4, None, 1e-6), shared, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_krylov_cold_and_warm(call):
+    x = torch.randn(270, 300, dtype=torch.float64) * torch.arange(1, 301, dtype=torch.float64) ** -0.9
+    start = cuda_cases.check_topk(call, "cpu", torch.float32, x @ x.T, 3)
+    cuda_cases.check_topk(call, "cpu", torch.float32, 1.01 * (x @ x.T), 3, start=start)
+
+
+@pytest.mark.slow
+def test_krylov_without_convergence_ends_in_the_direct_solver(call):
+    x = torch.randn(257, 257, dtype=torch.float64)
+    cuda_cases.check_topk(call, "cpu", torch.float64, x @ x.T, 1, tol=1e-30)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 2, 5, 33, 100])
+def test_norms(call, dtype, n):
+    x = torch.randn(3, n, n + 2, dtype=torch.float64)
+    batch = x @ x.mT
+    batch[1] *= 1e-20
+    batch[2] += 1e4
+    cuda_cases.check_norm(call, "cpu", dtype, batch)
+    cuda_cases.check_norm(call, "cpu", dtype, torch.zeros(1, n, n))
+
+
+@dtypes
+def test_every_op_is_bitwise_the_same_in_any_order_of_threads(call, dtype):
+    results = []
+    for seed in (0, 1, 2):
+        call.module.emulator_configure(shuffle_seed=seed)
+        results.append([])
+        for name, (written, arguments) in cuda_cases.every_op("cpu", dtype).items():
+            if name == "topk_eigh":
+                arguments = (arguments[0][:40, :40].contiguous(), *arguments[1:])
+            returned = call(name, *arguments)
+            outputs = returned if isinstance(returned, tuple) else (returned,)
+            results[-1] += [*written, *(out for out in outputs if out is not None)]
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_non_finite_values_are_noted_and_raised_once_on_reading(call):
+    bad = torch.eye(6)
+    bad[4, 2] = torch.nan
+    for name, arguments in {
+        "ntk_gram_": (torch.zeros(6, 6), [bad], [torch.ones(6, 1)], [1.0], [0.0], False),
+        "jacobian_accumulate_.tile": (torch.zeros(6, 6), None, bad, None),
+        "topk_eigh": (bad, 2, None, 1e-6),
+        "spectral_norm": (bad, 1e-6),
+        "agop_reduce_": (torch.zeros(6, 6), bad, 1.0),
+        "agop_inner": (bad, bad),
+    }.items():
+        cuda.IMPLEMENTATIONS[name](*arguments)
+        with pytest.raises(cx.NonFinite, match="NaN or an infinity"):
+            cuda.check(CPU)
+        cuda.check(CPU)
+    large = torch.eye(270)
+    large[200, 100] = torch.inf
+    values, vectors, residuals = cuda.IMPLEMENTATIONS["topk_eigh"](large, 2, None, 1e-6)
+    assert values.isnan().all()
+    assert vectors.isnan().all()
+    assert residuals.isnan().all()
+    with pytest.raises(cx.NonFinite):
+        cuda.check(CPU)
+
+
+def test_missing_convergence_is_noted(call):
+    cuda.status(CPU).fill_(2)
+    with pytest.raises(RuntimeError, match="did not converge"):
+        cuda.check(CPU)
+    cuda.check(CPU)
+
+
+@dtypes
+def test_nothing_to_do_launches_nothing(call, dtype):
+    empty = torch.empty(0, 5, dtype=dtype)
+    kernel = torch.empty(0, 0, dtype=dtype)
+    before = call.module.emulator_launches()
+    call("ntk_gram_", kernel, [empty], [empty], [1.0], [0.0], False)
+    call("jacobian_accumulate_.tile", kernel, None, empty, None)
+    call("agop_reduce_", torch.empty(0, 0, dtype=dtype), torch.empty(7, 0, dtype=dtype), 1.0)
+    assert call("topk_eigh", torch.empty(3, 0, 0, dtype=dtype), 0, None, 1e-6)[1].shape == (3, 0, 0)
+    assert call("topk_eigh", torch.eye(4, dtype=dtype), 0, None, 1e-6)[1].shape == (4, 0)
+    assert call("spectral_norm", torch.empty(2, 0, 0, dtype=dtype), 1e-6).tolist() == [0.0, 0.0]
+    assert call("spectral_norm", torch.empty(0, 4, 4, dtype=dtype), 1e-6).shape == (0,)
+    assert call.module.emulator_launches() == before
+
+
+@dtypes
+def test_products_over_nothing_are_zero(call, dtype):
+    kernel = torch.full((3, 3), torch.nan, dtype=dtype)
+    call(
+        "ntk_gram_",
+        kernel,
+        [torch.empty(3, 0, dtype=dtype)],
+        [torch.empty(3, 0, dtype=dtype)],
+        [1.0],
+        [1.0],
+        False,
+    )
+    assert (kernel == 0).all()
+    assert call("agop_inner", torch.empty(0, 4, dtype=dtype), torch.ones(3, 4, dtype=dtype)) == 0
+    agop = torch.ones(2, 2, dtype=dtype)
+    call("agop_reduce_", agop, torch.empty(0, 2, dtype=dtype), 1.0)
+    assert (agop == 1).all()
+
+
+def test_a_failed_launch_names_the_op_and_the_error(call, monkeypatch):
+    monkeypatch.setattr(cuda, "_stream", lambda device: (3, 0))
+    with pytest.raises(
+        RuntimeError, match=r"agop_reduce: CUDA error 101 \(cudaErrorInvalidDevice\): invalid device"
+    ):
+        call("agop_reduce_", torch.eye(3), torch.eye(3), 1.0)
+
+
+def test_wrong_arguments_are_refused_before_any_launch(call):
+    before = call.module.emulator_launches()
+    with pytest.raises(ValueError, match="kernel: expected shape"):
+        call("ntk_gram_", torch.empty(2, 3), [torch.ones(2, 1)], [torch.ones(2, 1)], [1.0], [0.0], False)
+    with pytest.raises(TypeError, match=r"expected torch.float32 or torch.float64"):
+        call("spectral_norm", torch.eye(3, dtype=torch.float16), 1e-6)
+    assert call.module.emulator_launches() == before
+
+
+def test_state_of_the_machine_is_said_in_words(module):
+    assert module.cuda_status()["reason"] == ""
+    assert module.cuda_status()["devices"] == ["emulated on the host, sm_90"]
+    module.emulator_configure(devices=0)
+    assert module.cuda_status() == {
+        "driver": "", "runtime": "13.0", "devices": [], "reason": "no CUDA driver: no usable device",
+    }  # fmt: skip
+    module.emulator_configure()
+
+
+def test_cuda_tensors_without_cuda_kernels_say_how_to_get_them():
+    if cuda.compiled():
+        pytest.skip("this build holds CUDA kernels")
+    refuse = cuda._not_compiled("ntk_gram_")
+    with pytest.raises(RuntimeError, match=r"ntk_gram_: got CUDA tensors, but .* built without CUDA"):
+        refuse(1, 2)
