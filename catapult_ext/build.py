@@ -47,12 +47,12 @@ def build_info() -> dict[str, object]:
         - `openmp`: paths of the OpenMP runtimes in this process; kernels use the one that torch has loaded;
         - `cuda_archs` and `cuda_toolkit`: what the CUDA kernels were compiled for and with, empty where they
           are not compiled in;
-        - `cuda`: one sentence on whether CUDA tensors can be used, and if not, why not;
-        - `cuda_device`: name and compute capability of the current device, or None.
+        - `cuda`: "usable", or in a few words why CUDA tensors cannot be used here;
+        - `cuda_driver`, `cuda_runtime`: versions, empty where there is none;
+        - `cuda_devices`: name and compute capability of each device.
     """
     compiled: dict[str, str] = _C.compile_info()
     series = ".".join(torch.__version__.split(".")[:2])
-    status, device = _cuda(compiled)
     return {
         "version": __version__,
         "extension": _C.__file__,
@@ -66,13 +66,22 @@ def build_info() -> dict[str, object]:
         "openmp": openmp_libraries(),
         "cuda_archs": compiled["cuda_archs"],
         "cuda_toolkit": compiled["cuda_version"],
-        "cuda": status,
-        "cuda_device": device,
+        **_cuda(compiled),
     }
 
 
-def _cuda(compiled: dict[str, str]) -> tuple[str, str | None]:
-    """One sentence on the state of CUDA, and the current device where there is a usable one."""
+def _cuda(compiled: dict[str, str]) -> dict[str, object]:
+    """The state of CUDA: what the kernels find, and whether torch can make tensors for them."""
     if not compiled["cuda_archs"]:
-        return "not compiled in (no CUDA compiler was found, or CATAPULT_CUDA=OFF)", None
-    return "", None
+        reason = "not compiled in (no CUDA compiler was found, or CATAPULT_CUDA=OFF)"
+        return {"cuda": reason, "cuda_driver": "", "cuda_runtime": "", "cuda_devices": []}
+    status = _C.cuda_status()
+    reason = status["reason"]
+    if not reason and not torch.cuda.is_available():
+        reason = "the kernels find a device, but this torch cannot use it"
+    return {
+        "cuda": reason or "usable",
+        "cuda_driver": status["driver"],
+        "cuda_runtime": status["runtime"],
+        "cuda_devices": status["devices"],
+    }

@@ -56,7 +56,7 @@ def _strings(value: object) -> list[str]:
 
 
 def _cuda_usable() -> bool:
-    return cx.build_info()["cuda_device"] is not None and torch.cuda.is_available()
+    return cx.build_info()["cuda"] == "usable"
 
 
 @pytest.fixture(scope="session")

@@ -58,9 +58,41 @@ def test_unknown_simd_level_names_the_known_ones() -> None:
 
 def test_cuda_state_is_said_in_words() -> None:
     info = cx.build_info()
+    assert str(info["cuda"]).strip()
     if not info["cuda_archs"]:
         assert str(info["cuda"]).startswith("not compiled in")
+        assert info["cuda_toolkit"] == info["cuda_runtime"] == ""
     else:
         assert info["cuda_toolkit"]
-        assert info["cuda"]
-    assert (info["cuda_device"] is None) == (info["cuda"] != "usable")
+        assert info["cuda_runtime"]
+    usable = info["cuda"] == "usable"
+    assert usable == (bool(info["cuda_devices"]) and torch.cuda.is_available())
+
+
+@pytest.mark.parametrize(
+    ("status", "torch_can", "expected"),
+    [
+        (
+            {"reason": "no CUDA driver: no usable device", "devices": []},
+            False,
+            "no CUDA driver: no usable device",
+        ),
+        ({"reason": "", "devices": ["X, sm_90"]}, True, "usable"),
+        (
+            {"reason": "", "devices": ["X, sm_90"]},
+            False,
+            "the kernels find a device, but this torch cannot use it",
+        ),
+    ],
+)
+def test_each_state_of_cuda(
+    status: dict[str, object], torch_can: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = {**_C.compile_info(), "cuda_archs": "80-real 90-virtual", "cuda_version": "13.0"}
+    monkeypatch.setattr(_C, "compile_info", lambda: compiled)
+    monkeypatch.setattr(_C, "cuda_status", lambda: {"driver": "", "runtime": "13.0", **status}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_can)
+    info = cx.build_info()
+    assert info["cuda"] == expected
+    assert info["cuda_devices"] == status["devices"]
+    assert (info["cuda_archs"], info["cuda_toolkit"]) == ("80-real 90-virtual", "13.0")
