@@ -1,10 +1,12 @@
-"""Largest eigenpairs of tangent kernels and the critical learning rate."""
+"""Largest eigenpairs of tangent kernels and the critical learning rate.
+
+Letters: n rows of a kernel (samples times outputs), k eigenpairs. Nothing here is differentiable.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from catapult_ext import ops
@@ -13,12 +15,14 @@ __all__ = ["TopEigh", "critical_lr", "spectral_norm", "top_eigh"]
 
 
 class TopEigh(NamedTuple):
-    """Largest eigenpairs of one or many symmetric matrices.
+    """Largest eigenpairs of one or many symmetric matrices K [..., n, n].
 
     Attributes:
-        values: [..., k] descending.
-        vectors: [..., n, k] orthonormal columns; the component of largest magnitude is positive.
-        residuals: [..., k] norms of K v - lambda v: |lambda - exact| <= residual.
+        values: [..., k] eigenvalues lambda, descending.
+        vectors: [..., n, k] orthonormal columns v; the component of largest magnitude is positive. Within a cluster
+            of (nearly) equal eigenvalues only the space they span is determined, not the single vectors.
+        residuals: [..., k] norms ||K v - lambda v|| of the pairs as they stand here. Some eigenvalue lies within the
+            residual of each value; with a gap to the others, sin(angle to the exact vector) <= residual / gap.
     """
 
     values: Tensor
@@ -29,56 +33,92 @@ class TopEigh(NamedTuple):
 def top_eigh(
     kernel: Tensor, k: int, *, start: Tensor | TopEigh | None = None, tol: float | None = None
 ) -> TopEigh:
-    """K largest (algebraic) eigenpairs of symmetric matrices, deterministic.
+    """Find the k largest (algebraic) eigenpairs of symmetric matrices.
+
+    Small matrices (n <= 320, or k a large part of n) are reduced to tridiagonal form in float64; large ones go through
+    block Krylov iterations that begin with `start` and random vectors from a fixed seed. Where the iteration does not
+    converge an exact method takes over, so the result is never a rough one.
 
     Args:
-        kernel: [..., n, n] float32 or float64; only the lower triangle is read, symmetry is the caller's.
+        kernel: K [..., n, n], float32 or float64, of any definiteness. Only the lower triangle is read: symmetry is
+            the caller's.
         k: number of pairs, 0 <= k <= n.
-        start: vectors [..., n, columns] (or TopEigh) of an earlier step, a warm start for large n.
-        tol: stop when every residual is at most tol * lambda_1; default 1e-6 (float32), 1e-10 (float64).
+        start: vectors [..., n, columns] of an earlier step, or its TopEigh: a warm start for large n. It changes the
+            cost, and the result within the tolerance; any start leads to the same eigenpairs.
+        tol: largest residual allowed, relative to lambda_1 (to the largest |eigenvalue| met, if that is larger).
+            Default 1e-6 for float32 and 1e-12 for float64.
 
     Returns:
-        TopEigh in the dtype of `kernel`. Inside a cluster of eigenvalues only the spanned space is determined.
+        TopEigh in the dtype of `kernel`. Eigenvalues to 1e-6 lambda_1 (float32) or 1e-12 lambda_1 (float64), vectors
+        orthonormal to the same figures, bitwise repeatable for the same input, `start` and thread count.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit.
-        NonFinite: the kernel holds a NaN or an infinity.
+        TypeError: `kernel` or `start` of another dtype.
+        ValueError: a shape or a k that does not fit.
+        NonFinite: the lower triangle holds a NaN or an infinity, or an eigenvalue overflows.
+
+    Cost: 4/3 n^3 + 2 n^2 k operations and 16 n^2 bytes (direct); 2 n^2 (k + k/4 + 4) operations a product, 5 to 20
+    products, reading half of K each time, and 20 n (k + k/4 + 4) numbers (Krylov).
+
+    Example:
+        >>> top_eigh(torch.diag(torch.tensor([1.0, 3.0, 2.0])), 2).values
+        tensor([3., 2.])
+
+    Source: the top eigenspace of the tangent kernel, paper section 3.
     """
     if isinstance(start, TopEigh):
         start = start.vectors
-    if tol is None:
-        tol = 1e-6 if kernel.dtype == torch.float32 else 1e-10
     return TopEigh(*ops.topk_eigh(kernel, k, start=start, tol=tol))
 
 
 def spectral_norm(kernel: Tensor) -> Tensor:
-    """Largest eigenvalue [...] of symmetric positive semi-definite matrices [..., n, n].
+    """Largest eigenvalue lambda_1 of symmetric positive semi-definite matrices.
+
+    A few Lanczos steps where they prove the value, a direct method where they do not: the batch kernels of SGD, whose
+    first eigenvalue stands out, cost a few passes over the matrix.
+
+    Args:
+        kernel: K [..., n, n], float32 or float64; only the lower triangle is read. For a matrix that is not positive
+            semi-definite the result is the largest algebraic eigenvalue.
+
+    Returns:
+        [...] lambda_1 to 1e-6 (float32) or 1e-12 (float64) relative; 0 for n = 0.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit.
-        NonFinite: the kernel holds a NaN or an infinity.
+        TypeError: `kernel` of another dtype.
+        ValueError: a shape other than (..., n, n).
+        NonFinite: the lower triangle holds a NaN or an infinity, or lambda_1 overflows.
+
+    Cost: 2 n^2 operations a step, 3 to 6 steps for tangent kernels; 4/3 n^3 where no eigenvalue stands out.
     """
     return ops.spectral_norm(kernel)
 
 
 def critical_lr(kernel: Tensor, *, momentum: float = 0.0) -> Tensor:
-    """(1 + momentum) N / lambda_1 with N = kernel.shape[-1]: the critical rate of the mean squared error.
+    """Critical learning rate (1 + momentum) N / lambda_1 of the mean squared error, N = kernel.shape[-1].
 
-    For n samples and c outputs N = n c and the kernel must be the full one; a kernel of a trace, a sum or one
-    output does not give the critical rate of a network with several outputs.
+    The loss is the mean over all N = n c entries of (f - y)^2, without a factor 1/2. The kernel must be the full one
+    of all outputs: a kernel of the trace, the sum or one output does not give the critical rate of a network with
+    several outputs.
 
     Args:
-        kernel: [..., N, N].
+        kernel: K [..., N, N], float32 or float64; only the lower triangle is read.
         momentum: of heavy-ball gradient descent, in [0, 1).
 
     Returns:
-        [...]; infinite where lambda_1 is zero.
+        [...] rates; infinite where lambda_1 is not positive.
 
     Raises:
-        ValueError: momentum outside [0, 1).
+        TypeError: `kernel` of another dtype.
+        ValueError: momentum outside [0, 1), a shape other than (..., N, N), N = 0.
+        NonFinite: the kernel holds a NaN or an infinity.
 
-    Source: paper section 2, 2 / lambda_max(Hessian) ~ n / lambda_1(K) for the loss without a factor 1/2.
+    Source: paper section 2, eta_crit = 2 / lambda_max(Hessian), there approximated by n / lambda_1(K).
     """
     if not 0.0 <= momentum < 1.0:
         raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
-    return (1.0 + momentum) * kernel.shape[-1] / spectral_norm(kernel)
+    norm = spectral_norm(kernel)
+    rows = kernel.shape[-1]
+    if rows == 0:
+        raise ValueError(f"kernel: expected at least one row, got shape {tuple(kernel.shape)}")
+    return (1.0 + momentum) * rows / norm.clamp_min(0.0)
