@@ -8,7 +8,7 @@ row r by the factor s_i exactly when the map is right; a check with all cotangen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,9 +112,11 @@ def _match(plain: Tensor, scaled: Tensor, scales: Tensor, lead: int) -> RowMap |
     fitting = [candidate for candidate in candidates if agrees(candidate)]
     if fitting:
         best = fitting[0]
-        # Dead rows agree with everything; a map is settled when live rows exclude the others.
-        live = int((norms > slack).sum())
-        ambiguous = (len(fitting) > 1 and n > 1) or live == 0
+        # Dead rows agree with everything: a map is settled when live rows exclude the others, and when no two
+        # samples without a live row could have been exchanged.
+        live = (norms > slack).to(scaled.dtype)
+        seen = replace(best, lead=1).by_sample(live).amax(1) > 0  # [n]
+        ambiguous = (len(fitting) > 1 and n > 1) or int(seen.sum()) < max(1, n - 1)
         return RowMap(best.kind, n, positions, lead, None, not ambiguous)
     return _permutation(plain, scaled, norms, slack, scales, lead)
 

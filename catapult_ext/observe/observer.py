@@ -91,7 +91,8 @@ class Observer:
             kernel: compute the tangent kernel; without it an observation is loss, residual and gradient.
             agop: compute the AGOP of the input.
             verify: when a plan is certified against autograd with random cotangents: "first" (its first use, and
-                its uses number 2, 4, 8, ...; always where routing depends on the data), "always", "never".
+                its uses number 2, 4, 8, ...; always where routing depends on the data), "always", or "never"
+                again after the first use, which has to find out which rows belong to which sample.
             max_bytes: bound of the extra memory beyond the model's own forward and backward.
 
         Raises:

@@ -82,7 +82,8 @@ class Sweep:
             state: the model.
             x: [n, ...].
             plans: known structures; new ones are added.
-            verify: "first" (a plan's first use and its uses number 2, 4, 8, ...), "always" or "never".
+            verify: "first" (a plan's first use and its uses number 2, 4, 8, ...), "always" or "never" (only the
+                first use, from which the row maps come).
             outputs: "all", "sum" (the c outputs count as their sum) or one of them.
             input_gradient: also return the gradient with respect to x.
             keep_graph: keep the graph alive (set where the fallback or a node is called later).
@@ -126,7 +127,7 @@ class Sweep:
         self.plan = plan
         self.input_gradients: Tensor | None = None
         plan.observations += 1
-        if verify != "never" and self._due(plan, verify):
+        if self._due(plan, verify):
             self._certify(plan, input_gradient)
         layout = plan.layout
         walked = graph.nodes
@@ -154,7 +155,12 @@ class Sweep:
 
     @staticmethod
     def _due(plan: Plan, verify: str) -> bool:
+        """Whether this use of the plan is certified; a plan's first use is, since row maps come out of it."""
+        if any(plan.sites[site].row_map is None for site in plan.layout.live):
+            return True
         count = plan.observations
+        if verify == "never" and count > 1:
+            return False
         return verify == "always" or plan.data_dependent or not plan.certified or (count & (count - 1)) == 0
 
     def _saved(self, index: int) -> Tensor | None:

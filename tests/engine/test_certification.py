@@ -97,14 +97,14 @@ def test_a_network_that_begins_to_couple_its_samples_is_caught() -> None:
         first(x, y)  # use number 2: the plan is certified again each time its uses double
 
 
-def test_verify_never_skips_the_check_and_needs_no_second_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_a_plan_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:
     from catapult_ext.observe.sweep import Sweep
 
     calls = []
     original = Sweep._certify
     monkeypatch.setattr(Sweep, "_certify", lambda self, *a: (calls.append(1), original(self, *a))[1])
     x, y = _data()
-    for verify, expected in (("first", 4), ("always", 9)):
+    for verify, expected in (("first", 4), ("always", 9), ("never", 1)):
         calls.clear()
         observer = cx.Observer(make("in-place relu", 0), verify=verify)
         for _ in range(9):
