@@ -35,7 +35,7 @@ if(CATAPULT_HAVE_CUDA)
   target_include_directories(catapult_cuda PUBLIC csrc)
   # nvcc's host stubs trip -Wpedantic, so that is not asked for.
   target_compile_options(catapult_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xptxas=-v -Xcompiler=-Wall,-Wextra>)
+    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra>)
   set_target_properties(catapult_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   # cuda_runtime.h for the bindings, which are C++.
   target_include_directories(catapult_cuda SYSTEM PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

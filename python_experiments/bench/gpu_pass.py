@@ -1,0 +1,299 @@
+"""Measures the CUDA ops beside torch on the GPU of this machine: `make gpu-pass` runs it after the tests.
+
+Times come from CUDA events, median of repeats after warm-up. "catapult_ext, graph" replays a captured call: what
+the kernels take without Python. Every line holds the error against float64.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import catapult_ext as cx
+from catapult_ext import ops
+from catapult_ext.ops import cuda as cuda_ops
+from python_experiments.bench.lines import header, write_lines
+from python_experiments.bench.ops import tangent_like_kernel
+
+_SECONDS = 0.8  # of repeats per implementation
+_REPEATS = 50
+
+
+@dataclass(frozen=True)
+class GpuCase:
+    """Implementations of one thing on the GPU; the first is the baseline, "catapult_ext" is ours."""
+
+    job: str
+    shapes: dict[str, int]
+    dtype: torch.dtype
+    implementations: dict[str, Callable[[], object]]
+    error: Callable[[object], float] | None = None
+    flop: float | None = None
+    capture: bool = True
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def _time(call: Callable[[], object]) -> tuple[float, float, float, int]:
+    """Quartiles of seconds per call, and repeats; a sample is as many calls as fill about 0.2 ms."""
+
+    def sample(count: int) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / count
+
+    call()
+    once = sample(1)
+    count = max(1, min(50, int(2e-4 / max(once, 1e-7))))
+    repeats = max(3, min(_REPEATS, int(_SECONDS / max(once * count, 1e-7))))
+    samples = [sample(count) for _ in range(repeats)]
+    low, median, high = statistics.quantiles(samples, n=4)
+    return median, low, high, repeats
+
+
+def _graphed(call: Callable[[], object]) -> Callable[[], object]:
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _measure(case: GpuCase) -> Iterator[dict[str, object]]:
+    calls = dict(case.implementations)
+    if case.capture:
+        calls["catapult_ext, graph"] = _graphed(calls["catapult_ext"])
+    baseline, reference = next(iter(calls)), None
+    for name, call in calls.items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        peak = torch.cuda.max_memory_allocated() - before
+        error = None if case.error is None or name.endswith("graph") else case.error(result)
+        del result
+        median, low, high, repeats = _time(call)
+        reference = median if name == baseline else reference
+        assert reference is not None
+        yield {
+            "job": case.job,
+            "implementation": name,
+            "shapes": case.shapes,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(),
+            "threads": torch.get_num_threads(),
+            "rounds": repeats,
+            "median_s": median,
+            "quartiles_s": [low, high],
+            "baseline": baseline,
+            "ratio": median / reference,
+            "gflops": None if case.flop is None else case.flop / median / 1e9,
+            "peak_extra_bytes": peak,
+            "error_float64": error,
+            **case.tags,
+        }
+    cuda_ops.check(torch.device("cuda"))
+
+
+def _gram_case(n: int, widths: list[tuple[int, int]], dtype: torch.dtype) -> GpuCase:
+    a = [torch.randn(n, m, dtype=dtype, device="cuda").relu() for m, _ in widths]
+    b = [torch.randn(n, w, dtype=dtype, device="cuda") for _, w in widths]
+    scale, beta = [1.0] * len(a), [0.1] * len(a)
+    out = torch.empty(n, n, dtype=dtype, device="cuda")
+
+    def plain(kind: torch.dtype = dtype) -> Tensor:
+        kernel = torch.zeros(n, n, dtype=kind, device="cuda")
+        for x, y in zip(a, b, strict=True):
+            x, y = x.to(kind), y.to(kind)
+            kernel.addcmul_((x @ x.T).add_(0.1), y @ y.T)
+        return kernel
+
+    exact = plain(torch.float64)
+    root = exact.diagonal().sqrt()
+
+    def error(kernel: object) -> float:
+        assert isinstance(kernel, Tensor)
+        return float(((kernel.double() - exact).abs() / (root[:, None] * root)).max())
+
+    return GpuCase(
+        "gpu_ntk_gram", {"n": n, "layers": len(a), "m": widths[0][0]}, dtype,
+        {"torch": plain, "catapult_ext": lambda: ops.ntk_gram(a, b, scale, beta, out=out)},
+        error, flop=float(n * n * sum(m + w for m, w in widths)),
+    )  # fmt: skip
+
+
+def _convolution_case(n: int, channels: int, size: int) -> GpuCase:
+    input = torch.randn(n, channels, size, size, device="cuda")
+    b = torch.randn(n, 1, channels, size, size, device="cuda")
+    kernel = torch.zeros(n, n, device="cuda")
+
+    def plain(x: Tensor = input, y: Tensor = b) -> Tensor:
+        total = torch.zeros(n, n, dtype=x.dtype, device="cuda")
+        for _, tile in ops.conv2d_tiles(x, y, kernel_size=(3, 3), padding=(1, 1)):
+            flat = tile.flatten(1)
+            total.addmm_(flat, flat.T)
+        return total
+
+    def ours() -> Tensor:
+        kernel.zero_()
+        ops.jacobian_accumulate_conv2d_(kernel, input, b, kernel_size=(3, 3), padding=(1, 1))
+        return kernel
+
+    exact = plain(input.double(), b.double())
+    weights = channels * channels * 9
+    return GpuCase(
+        "gpu_jacobian_conv2d", {"n": n, "channels": channels, "image": size}, torch.float32,
+        {"torch grouped convolution": plain, "catapult_ext": ours},
+        lambda got: float((got.double() - exact).abs().max() / exact.abs().max()),  # type: ignore[attr-defined]
+        flop=float(n * weights * (2 * size * size + n)),
+    )  # fmt: skip
+
+
+def _eigen_case(n: int, k: int, dtype: torch.dtype, *, warm: bool) -> GpuCase:
+    kernel = tangent_like_kernel(n).to("cuda", dtype)
+    exact = torch.linalg.eigvalsh(kernel.double())[-k:].flip(0)
+    tol = 1e-6 if dtype == torch.float32 else 1e-10
+    start = ops.topk_eigh(kernel, k, tol=tol)[1] if warm else None
+
+    def error(result: object) -> float:
+        values = result[0]  # type: ignore[index]
+        values = values if values.numel() == k else values[-k:].flip(0)
+        return float((values.double() - exact).abs().max() / exact[0])
+
+    return GpuCase(
+        "gpu_topk_eigh", {"n": n, "k": k}, dtype,
+        {
+            "torch.linalg.eigh": lambda: torch.linalg.eigh(kernel),
+            "catapult_ext": lambda: ops.topk_eigh(kernel, k, start=start, tol=tol),
+        },
+        error, tags={"start": "warm" if warm else "cold"},
+    )  # fmt: skip
+
+
+def _norm_case(batch: int, n: int) -> GpuCase:
+    kernel = tangent_like_kernel(n, batch).float().to("cuda")
+    exact = torch.linalg.eigvalsh(kernel.double())[:, -1]
+    return GpuCase(
+        "gpu_spectral_norm", {"batch": batch, "n": n}, torch.float32,
+        {
+            "torch.linalg.eigvalsh": lambda: torch.linalg.eigvalsh(kernel)[:, -1],
+            "catapult_ext": lambda: ops.spectral_norm(kernel),
+        },
+        lambda got: float(((got.double() - exact) / exact).abs().max()),  # type: ignore[attr-defined]
+    )  # fmt: skip
+
+
+def _agop_case(rows: int, d: int) -> GpuCase:
+    g = torch.randn(rows, d, device="cuda")
+    out = torch.zeros(d, d, device="cuda")
+    exact = g.double().T @ g.double() / rows
+
+    def ours() -> Tensor:
+        return ops.agop_reduce(g, 1 / rows, out=out.zero_())
+
+    return GpuCase(
+        "gpu_agop_reduce", {"rows": rows, "d": d}, torch.float32,
+        {"torch": lambda: (g.T @ g).div_(rows), "catapult_ext": ours},
+        lambda got: float((got.double() - exact).abs().max() / exact.abs().max()),  # type: ignore[attr-defined]
+        flop=float(rows * d * d),
+    )  # fmt: skip
+
+
+def _step_case() -> GpuCase:
+    torch.manual_seed(0)
+    model = cx.models.FCN(3072, 1024, 5).cuda()
+    x, y = torch.randn(128, 3072, device="cuda"), torch.randn(128, 1, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    observer = cx.Observer(model, k=10)
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+
+    return GpuCase(
+        "gpu_fcn5_step", {"n": 128, "width": 1024, "d": 3072}, torch.float32,
+        {"torch": plain, "catapult_ext": lambda: observer(x, y).step_(1e-6)}, capture=False,
+    )  # fmt: skip
+
+
+def _ceiling_cases() -> Iterator[GpuCase]:
+    """What the chip gives: a copy of 1 GB (bytes read and written) and a float32 product."""
+    source = torch.randn(2**28, device="cuda")
+    target = torch.empty_like(source)
+    yield GpuCase(
+        "gpu_ceiling_copy", {"bytes": 2 * source.nbytes}, torch.float32, {"torch": lambda: target.copy_(source)},
+        flop=2.0 * source.nbytes, capture=False, tags={"unit": "gflops holds GB/s"},
+    )  # fmt: skip
+    for dtype in (torch.float32, torch.float64):
+        a = torch.randn(8192, 8192, dtype=dtype, device="cuda")
+        yield GpuCase(
+            "gpu_ceiling_product", {"n": 8192}, dtype, {"torch": lambda a=a: a @ a}, flop=2.0 * 8192**3, capture=False
+        )  # fmt: skip
+
+
+def _cases() -> Iterator[tuple[str, Callable[[], GpuCase]]]:
+    fcn5 = [(3072, 1024), (1024, 1024), (1024, 1024), (1024, 1024), (1024, 1)]
+    for dtype in (torch.float32, torch.float64):
+        for n, widths in ((128, fcn5), (2000, [(1024, 1024)]), (5000, [(1024, 1024)])):
+            yield f"gram {n} {dtype}", lambda n=n, widths=widths, dtype=dtype: _gram_case(n, widths, dtype)
+        for n in (128, 512, 2000, 5000):
+            for warm in (False, True) if n > 256 else (False,):
+                yield (
+                    f"topk {n} {dtype} {warm}",
+                    lambda n=n, dtype=dtype, warm=warm: _eigen_case(n, 10, dtype, warm=warm),
+                )
+    yield "conv", lambda: _convolution_case(128, 64, 32)
+    yield "conv 512", lambda: _convolution_case(32, 512, 32)
+    for batch, n in ((2000, 5), (500, 20), (500, 100)):
+        yield f"norm {n}", lambda batch=batch, n=n: _norm_case(batch, n)
+    yield "agop", lambda: _agop_case(5000, 3072)
+    yield "step", _step_case
+
+
+def main(out: Path) -> int:
+    """Measure everything, append to `out`/gpu.jsonl; return how many cases failed."""
+    if not torch.cuda.is_available():
+        raise SystemExit("gpu_pass: torch sees no CUDA device")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    common = {**header(), "command": " ".join(sys.argv), "cuda": cx.build_info()["cuda"]}
+    failures = 0
+
+    def record(name: str, make: Callable[[], GpuCase]) -> int:
+        try:
+            lines = [common | line for line in _measure(make())]
+        except Exception as error:  # one case that fails must not cost the others' measurements
+            write_lines(
+                out / "gpu.jsonl", [common | {"job": name, "failed": f"{type(error).__name__}: {error}"}]
+            )
+            print(f"{name}: FAILED: {error}", flush=True)
+            return 1
+        write_lines(out / "gpu.jsonl", lines)
+        for line in lines:
+            print(
+                f"{line['job']} {line['shapes']} {line['dtype']} {line['implementation']}: "
+                f"{line['median_s'] * 1e6:.1f} us, ratio {line['ratio']:.3g}, error {line['error_float64']}",
+                flush=True,
+            )
+        torch.cuda.empty_cache()
+        return 0
+
+    for case in _ceiling_cases():
+        failures += record(case.job, lambda case=case: case)
+    for name, make in _cases():
+        failures += record(name, make)
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(Path(sys.argv[1])) else 0)

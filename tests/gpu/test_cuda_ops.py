@@ -1,0 +1,248 @@
+"""Every op on a GPU: against float64, on streams, inside CUDA graphs, without a synchronisation, repeatably."""
+
+from __future__ import annotations
+
+import cuda_cases
+import pytest
+import torch
+
+import catapult_ext as cx
+from catapult_ext.ops import cuda
+from catapult_ext.ops._schema import OPS
+
+pytestmark = pytest.mark.gpu
+
+dtypes = pytest.mark.parametrize("dtype", cuda_cases.DTYPES)
+
+
+@pytest.fixture
+def device() -> str:
+    """The current device, its status word made and empty."""
+    torch.manual_seed(0)
+    name = f"cuda:{torch.cuda.current_device()}"
+    cuda.status(torch.device(name)).zero_()
+    return name
+
+
+def run(name, *arguments):
+    """Call a registered op through the dispatcher, without waiting for it."""
+    packet, _, overload = name.partition(".")
+    op = getattr(torch.ops.catapult, packet)
+    return (getattr(op, overload) if overload else op)(*arguments)
+
+
+def call(name, *arguments):
+    """Call an op and raise what it noted."""
+    result = run(name, *arguments)
+    cuda.check(torch.device("cuda"))
+    return result
+
+
+def outputs(written, returned) -> list[torch.Tensor]:
+    """All results of a call of `every_op`."""
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    return [*written, *(out for out in returned if out is not None)]
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("n", "c", "widths"),
+    [
+        (1, 1, [(3, 2)]),
+        (2, 3, [(7, 1), (0, 4)]),
+        (31, 1, [(16, 16)]),
+        (33, 4, [(20, 9)]),
+        (127, 1, [(3072, 1024), (1024, 1)]),
+        (129, 10, [(30, 20)]),
+        (2001, 1, [(100, 1), (65, 33)]),
+        (3, 1, [(1, 2)] * 35),
+    ],
+)
+def test_gram(device, dtype, n, c, widths):
+    cuda_cases.check_gram(call, device, dtype, n, c, widths)
+    cuda_cases.check_gram_cross(call, device, dtype, n, n + 3, c, widths)
+
+
+@dtypes
+def test_strided_gram(device, dtype):
+    cuda_cases.check_strided_gram(call, device, dtype)
+
+
+def test_gram_beyond_32_bit_indices(device):
+    """More than 2^31 elements in the kernel: 46,400 rows, 8.6 GB."""
+    n = 46400
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GB of free device memory")
+    a, b = torch.randn(n, 2, device=device), torch.ones(1, 1, device=device).expand(n, 1)
+    kernel = torch.full((n, n), torch.nan, device=device)
+    call("ntk_gram_", kernel, [a], [b], [1.0], [0.5], False)
+    rows = torch.tensor([0, 1, 63, 64, n // 2, n - 65, n - 1], device=device)
+    exact = a[rows].double() @ a.double().T + 0.5
+    size = (a[rows].double().square().sum(1) + 0.5).sqrt()[:, None] * (
+        a.double().square().sum(1) + 0.5
+    ).sqrt()
+    assert ((kernel[rows].double() - exact).abs() <= 2e-6 * size).all()
+    assert torch.equal(kernel[rows], kernel[:, rows].T)
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (65, 300), (130, 17), (128, 40000)])
+def test_tile(device, dtype, rows, columns):
+    cuda_cases.check_tile(call, device, dtype, rows, columns)
+
+
+@dtypes
+@pytest.mark.parametrize("tile_bytes", [1, 700, 8 << 20])
+def test_tokens(device, dtype, tile_bytes):
+    cuda_cases.check_tokens(call, device, dtype, 3, 2, 5, 7, 6, tile_bytes)
+    cuda_cases.check_tokens(call, device, dtype, 8, 1, 64, 96, 80, 1 << 20)
+
+
+@dtypes
+@pytest.mark.parametrize("case", [*cuda_cases.CONVOLUTIONS,
+    (16, 1, 64, (32, 32), 64, (3, 3), (1, 1), (1, 1), (1, 1), 1)], ids=str)  # fmt: skip
+def test_convolution(device, dtype, case):
+    for tile_bytes in (500, 8 << 20):
+        if case[4] == 64 and tile_bytes == 500:
+            continue
+        cuda_cases.check_convolution(call, device, dtype, case, tile_bytes)
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "d"), [(1, 1), (90, 70), (5, 1300), (5000, 100)])
+def test_agop(device, dtype, rows, d):
+    cuda_cases.check_agop(call, device, dtype, rows, d)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 2, 5, 31, 33, 127, 129, 200])
+def test_direct_eigenpairs(device, dtype, n):
+    for _, matrix in cuda_cases.matrices(n):
+        for k in sorted({1, min(10, n), n}):
+            cuda_cases.check_topk(call, device, dtype, matrix, k)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [257, 600, 2001])
+def test_krylov_cold_and_warm(device, dtype, n):
+    tol = 1e-6 if dtype == torch.float32 else 1e-10
+    decay = torch.arange(1, n + 51, dtype=torch.float64) ** -0.7
+    x = torch.randn(n, n + 50, dtype=torch.float64) * decay
+    start = cuda_cases.check_topk(call, device, dtype, x @ x.T, 10, tol=tol)
+    cuda_cases.check_topk(call, device, dtype, 1.01 * (x @ x.T), 10, tol=tol, start=start)
+
+
+def test_krylov_without_convergence_ends_in_the_direct_solver(device):
+    x = torch.randn(500, 500, dtype=torch.float64)
+    cuda_cases.check_topk(call, device, torch.float64, x @ x.T, 3, tol=1e-30)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 2, 5, 32, 33, 100, 512, 700])
+def test_norms(device, dtype, n):
+    x = torch.randn(3, n, n + 2, dtype=torch.float64)
+    batch = x @ x.mT
+    batch[1] *= 1e-20
+    batch[2] += 1e4
+    cuda_cases.check_norm(call, device, dtype, batch)
+
+
+def test_many_small_norms(device):
+    x = torch.randn(500, 100, 120, dtype=torch.float64)
+    cuda_cases.check_norm(call, device, torch.float32, x @ x.mT)
+
+
+def test_non_finite_values_raise_when_read(device):
+    bad = torch.eye(300, device=device)
+    bad[200, 100] = torch.nan
+    for n in (6, 300):
+        part = bad[-n:, -n:] if n == 300 else torch.full((6, 6), torch.inf, device=device)
+        for name, arguments in {
+            "ntk_gram_": (torch.zeros(n, n, device=device), [part], [part], [1.0], [0.0], False),
+            "topk_eigh": (part, 2, None, 1e-6),
+            "spectral_norm": (part, 1e-6),
+            "agop_inner": (part, part),
+        }.items():
+            run(name, *arguments)
+            with pytest.raises(cx.NonFinite):
+                cuda.check(torch.device("cuda"))
+            cuda.check(torch.device("cuda"))
+
+
+def test_nothing_synchronises(device):
+    cases = cuda_cases.every_op(device, torch.float32)
+    assert cases.keys() == OPS.keys()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for name, (_, arguments) in cases.items():
+            run(name, *arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    cuda.check(torch.device("cuda"))
+
+
+@dtypes
+@pytest.mark.parametrize("name", list(OPS))
+def test_graph_capture(device, dtype, name):
+    """A captured op replays on new inputs in the same memory."""
+    written, arguments = cuda_cases.every_op(device, dtype)[name]
+    before = [out.clone() for out in written]
+    run(name, *arguments)  # outside of the capture once: modules load, the status word is there
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        returned = run(name, *arguments)
+    for out, old in zip(written, before, strict=True):
+        out.copy_(old)
+    graph.replay()
+    replayed = [out.clone() for out in outputs(written, returned)]
+    for out, old in zip(written, before, strict=True):
+        out.copy_(old)
+    eager = outputs(written, run(name, *arguments))
+    cuda.check(torch.device("cuda"))
+    assert all(torch.equal(x, y) for x, y in zip(replayed, eager, strict=True))
+
+
+@dtypes
+@pytest.mark.parametrize("name", list(OPS))
+def test_bitwise_repeatable(device, dtype, name):
+    first: list[torch.Tensor] = []
+    for repeat in range(20):
+        written, arguments = cuda_cases.every_op(device, dtype)[name]
+        got = outputs(written, call(name, *arguments))
+        if repeat == 0:
+            first = got
+        assert all(torch.equal(x, y) for x, y in zip(first, got, strict=True)), f"repeat {repeat}"
+
+
+def test_concurrent_streams(device):
+    """Every op on four streams at once equals itself alone."""
+    alone = {}
+    for name, (written, arguments) in cuda_cases.every_op(device, torch.float32).items():
+        alone[name] = [out.clone() for out in outputs(written, call(name, *arguments))]
+    copies = [cuda_cases.every_op(device, torch.float32) for _ in range(4)]
+    streams = [torch.cuda.Stream() for _ in copies]
+    torch.cuda.synchronize()
+    results = []
+    for name in OPS:
+        for stream, cases in zip(streams, copies, strict=True):
+            with torch.cuda.stream(stream):
+                written, arguments = cases[name]
+                results.append((name, [out.clone() for out in outputs(written, run(name, *arguments))]))
+    torch.cuda.synchronize()
+    # The sweeps share a kernel, so only the first of them starts from the same one as alone: all the same here.
+    for name, got in results:
+        assert all(torch.equal(x, y) for x, y in zip(alone[name], got, strict=True)), name
+
+
+def test_device_of_the_tensors_decides(device):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    cuda_cases.check_gram(lambda name, *a: run(name, *a), "cuda:1", torch.float32, 20, 1, [(5, 3)])
+    assert torch.cuda.current_device() == 0
+
+
+def test_arguments_on_two_devices_are_refused(device):
+    with pytest.raises(ValueError, match="expected a tensor on"):
+        run("agop_inner", torch.ones(2, 3, device=device), torch.ones(2, 3, device=device).cpu())
