@@ -94,14 +94,15 @@ def test_compiles_without_a_graph_break(name):
     torch.compiler.reset()
 
 
-def test_wrappers_compile():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_wrappers_compile(backend):
     a, b = layers(c=1)
 
     def statistics(a, b):
         gram = ops.ntk_gram(a, b, beta=[0.5, 1.0])
         return gram, ops.spectral_norm(gram), ops.topk_eigh(gram, 2)[0], ops.agop_reduce(a[0], 0.2)
 
-    compiled = torch.compile(statistics, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(statistics, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(a, b), statistics(a, b))
     torch.compiler.reset()
 
