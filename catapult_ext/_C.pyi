@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-__file__: str
-
 class InternalError(RuntimeError): ...
 
 def agop_inner(
@@ -266,9 +264,8 @@ def spectral_norm(
     kernel_stride: int,
     tol: float,
     values: int,
-    status: int,
     threads: int,
-) -> None: ...
+) -> list[int]: ...
 def topk_eigh(
     dtype: int,
     batch: int,
@@ -284,6 +281,5 @@ def topk_eigh(
     values: int,
     vectors: int,
     residuals: int,
-    status: int,
     threads: int,
-) -> None: ...
+) -> list[int]: ...

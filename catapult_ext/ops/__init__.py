@@ -304,6 +304,8 @@ def topk_eigh(
         values [..., k] descending, vectors [..., n, k] orthonormal, residuals [..., k] ||K v - lambda v||.
     """
     tol = default_tolerance(kernel.dtype) if tol is None else tol
+    if _direct(kernel) and (start is None or _direct(start)):
+        return cpu.topk_eigh(kernel, k, start, tol)
     return torch.ops.catapult.topk_eigh.default(kernel, k, start, tol)
 
 

@@ -50,12 +50,12 @@ def exact(kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def solve(
     kernel: Tensor, k: int, method: int, start: Tensor | None = None, tol: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Run one method on [n, n] or [batch, n, n] without the op's choice and fallback."""
+    """Run one method on [n, n] without the op's choice and fallback, into poisoned results."""
     tol = BOUND[kernel.dtype] if tol is None else tol
-    matrices = kernel if kernel.dim() == 3 else kernel[None]
-    *pairs, status = cpu._run_topk_eigh(matrices, k, start, tol, method)
-    values, vectors, residuals = pairs if kernel.dim() == 3 else [part[0] for part in pairs]
-    return values, vectors, residuals, status
+    n, dtype = len(kernel), kernel.dtype
+    results = tuple(torch.full(shape, math.nan, dtype=dtype) for shape in ((k,), (n, k), (k,)))
+    status = cpu._run_topk_eigh(kernel, results, start, tol, method)
+    return *results, status or [0]
 
 
 def check_pairs(kernel: Tensor, values: Tensor, vectors: Tensor, residuals: Tensor) -> None:
