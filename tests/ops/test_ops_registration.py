@@ -95,6 +95,7 @@ def test_compiles_without_a_graph_break(name):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
 def test_wrappers_compile(backend):
     a, b = layers(c=1)
 
