@@ -19,8 +19,6 @@ CUDA_PREFIX = "cuda_"
 _HEAD = '''"""Signatures of the compiled module, written by `make stub` and kept equal by a test."""
 
 from collections.abc import Sequence
-
-__file__: str
 '''
 # What pybind11 says an argument may be -> what our own callers pass.
 _TYPES = (
@@ -56,7 +54,7 @@ def stub_lines() -> dict[str, str]:
     for node in ast.parse(STUB.read_text()).body if STUB.exists() else []:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             lines[node.name] = ast.unparse(node).replace(":\n    ...", ": ...")
-        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) != "__file__":
+        elif isinstance(node, ast.AnnAssign):
             lines[ast.unparse(node.target)] = ast.unparse(node)
     return {name: line.replace("\n    ", " ") for name, line in lines.items()}
 
