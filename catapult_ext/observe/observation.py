@@ -161,7 +161,8 @@ class Observation:
             start = self._start
             if start is not None and start.shape[-2] != kernel.shape[0]:
                 start = None  # another number of samples: nothing to begin with
-            self._eigen = top_eigh(kernel, min(self._k, kernel.shape[0]), start=start)
+            with torch.no_grad():
+                self._eigen = top_eigh(kernel, min(self._k, kernel.shape[0]), start=start)
             self._on_eigen(self._eigen)
         return self._eigen
 
