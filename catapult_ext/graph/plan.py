@@ -88,6 +88,7 @@ class Plan:
     batched_cotangents: bool = False  # several outputs: one batched backward instead of a loop
     certified: bool = False  # every row map was settled by live rows
     observations: int = 0
+    unit: torch.Tensor | None = None  # cotangents [c, n, c], one output at a time
 
     _layout: Layout | None = None
 

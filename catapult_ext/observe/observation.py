@@ -105,7 +105,6 @@ class Observation:
     Attributes:
         prediction: f [n, c].
         residual: r = f - y [n, c].
-        loss: mean over all n c entries of r^2, no factor 1/2 (paper eq. 1); 0-dim.
         kernel: tangent kernel K [n c, n c], or None when not asked for.
         agop: average gradient outer product [d, d] (paper eq. 5), or None when not asked for.
     """
@@ -117,7 +116,7 @@ class Observation:
         k: int,
         prediction: Tensor,
         residual: Tensor,
-        loss: Tensor,
+        squares: Tensor,
         kernel: Tensor | None,
         agop: Tensor | None,
         gradient: LossGradient,
@@ -128,7 +127,7 @@ class Observation:
     ) -> None:
         self.prediction = prediction
         self.residual = residual
-        self.loss = loss
+        self._squares = squares
         self.kernel = kernel
         self.agop = agop
         self._state = state
@@ -146,7 +145,12 @@ class Observation:
         self._norm: Tensor | None = None
         self._layer_report: list[LayerReport] | None = None
 
-    # ---- spectrum
+    # ---- loss and spectrum
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean over all n c entries of r^2, no factor 1/2 (paper eq. 1), 0-dim."""
+        return self._squares / self.residual.numel()
 
     def _need_kernel(self, what: str) -> Tensor:
         if self.kernel is None:

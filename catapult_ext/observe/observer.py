@@ -150,7 +150,7 @@ class Observer:
         sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
         with torch.no_grad():
             prediction = sweep.output.detach()
-            residual, loss = _residual(prediction, y)
+            residual, squares = _residual(prediction, y)
             weights = residual * (2.0 / residual.numel())
             assembler = Assembler(sweep, weights, max_bytes=self._max_bytes)
             kernel = assembler.build_kernel()
@@ -168,7 +168,7 @@ class Observer:
         return {
             "prediction": prediction,
             "residual": residual,
-            "loss": loss,
+            "squares": squares,
             "kernel": kernel,
             "agop": agop,
             "gradient": LossGradient(state, assembler.swept, uses, weights),
@@ -183,7 +183,7 @@ class Observer:
         else:
             output, gradients = outputs_2d(state.forward(x), x), None
         prediction = output.detach()
-        residual, loss = _residual(prediction, y)
+        residual, squares = _residual(prediction, y)
         weights = residual * (2.0 / residual.numel())
         found = torch.autograd.grad(output, state.parameters, weights, allow_unused=True)
         swept = {i: gradient for i, gradient in enumerate(found) if gradient is not None}
@@ -194,7 +194,7 @@ class Observer:
         return {
             "prediction": prediction,
             "residual": residual,
-            "loss": loss,
+            "squares": squares,
             "kernel": None,
             "agop": None if gradients is None else _agop(gradients),
             "gradient": LossGradient(state, swept, {}, weights),
@@ -217,16 +217,14 @@ class Observer:
 
 
 def _residual(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(f - y [n, c], mean of its squares)."""
+    """(f - y [n, c], sum of its squares)."""
     residual = prediction - check_target(y, prediction)
     flat = residual.view(-1)
-    loss = torch.dot(flat, flat) / flat.numel()
+    squares = torch.dot(flat, flat)
     # On CUDA this would wait for the device; there it surfaces with the first value that is read.
-    if not loss.is_cuda and not math.isfinite(loss.item()):
-        raise NonFinite(
-            f"model: the loss is {loss.item()}, so its output is not finite or overflows when squared"
-        )
-    return residual, loss
+    if not squares.is_cuda and not math.isfinite(squares.item()):
+        raise NonFinite("model: its output is not finite, or overflows when squared, and so does the loss")
+    return residual, squares
 
 
 def _agop(gradients: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class Sweep:
         self.outputs = c if self.cotangents is None else 1
         graph = walk(output)
         self.graph_nodes = graph.nodes
-        key = (graph.key, n, c, tuple(x.shape[1:]), x.dtype, output.dtype, input_gradient)
+        key = (graph.key, n, c, tuple(x.shape[1:]), x.dtype, output.dtype, output.device, input_gradient)
         plan = plans.get(key)
         if plan is None or not self._leaves_match(plan, graph):
             plan = plans[key] = build_plan(graph, self.state.parameters)
@@ -169,15 +169,14 @@ class Sweep:
         return None if saved is None else saved.detach()
 
     def _unit_cotangents(self) -> Tensor:
-        """[outputs, n, c]: row j asks for output j (or for row j of `cotangents`) of every sample at once."""
+        """[outputs, n, c]: row j asks for output j (or for the given weights of outputs) of every sample."""
         n, c = self.output.shape
         if self.cotangents is not None:
-            rows = self.cotangents
-        elif c == 1:
-            return self.output.new_ones(1).expand(1, n, 1)
-        else:
+            return self.cotangents.unsqueeze(1).expand(-1, n, -1)
+        if self.plan.unit is None:
             rows = torch.eye(c, dtype=self.output.dtype, device=self.output.device)
-        return rows.unsqueeze(1).expand(-1, n, -1)
+            self.plan.unit = rows.unsqueeze(1).expand(-1, n, -1)
+        return self.plan.unit
 
     def _edges(self, input_gradient: bool) -> list[Any]:
         edges: list[Any] = [
