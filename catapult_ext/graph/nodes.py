@@ -1,6 +1,6 @@
-"""The only file that knows names of autograd nodes and of the tensors they save.
+"""The only file that knows names of autograd nodes, of the tensors they save, and of the engine's entry point.
 
-Both are semi-private in PyTorch; `tests/engine/test_nodes.py` fails loudly on a version where they changed.
+All are semi-private in PyTorch; `tests/engine/test_nodes.py` fails loudly on a version where they changed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 __all__ = [
     "COUPLING_REFUSED",
     "DATA_DEPENDENT",
+    "backward",
     "conv_geometry",
     "conv_unsupported",
     "is_data_dependent",
@@ -57,6 +59,25 @@ COUPLING_REFUSED = {
         "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
     ),
 }
+
+
+def backward(
+    output: Tensor, cotangent: Tensor, edges: Sequence[Any], *, keep_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad(..., allow_unused=True)` for one output and one cotangent of its shape.
+
+    The engine's entry point without the general checks around it, which cost more than the backward of a small
+    network; a cotangent of another shape would be an internal error here.
+    """
+    return _engine_run_backward(
+        (output,),
+        (cotangent,),
+        keep_graph,
+        False,
+        tuple(edges),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
 
 
 def type_name(node: Node) -> str:

@@ -92,7 +92,9 @@ class Assembler:
             scales = {role: self.sweep.factors[i][0] for role, i in roles.items()}
             for covered, a, b, scale, beta in data.site.rule.terms(data, scales):
                 a = b.new_empty((b.shape[0], 0)) if a is None else a
-                found[tuple(roles[role] for role in covered)] = (self._cast(a), self._cast(b), scale, beta)
+                if self.dtype != b.dtype:
+                    a, b = a.to(self.dtype), b.to(self.dtype)
+                found[tuple([roles[role] for role in covered])] = (a, b, scale, beta)
         return found
 
     # ---- memory
@@ -140,10 +142,16 @@ class Assembler:
         self.kernel = kernel
         terms = self.terms()
         if terms:
-            a, b, scale, beta = zip(*terms.values(), strict=True)
-            ops.ntk_gram_(kernel, list(a), list(b), list(scale), list(beta))
+            a, b, scale, beta = map(list, zip(*terms.values(), strict=True))
+            ops.ntk_gram_(kernel, a, b, scale, beta)
         else:
             kernel.zero_()
+        if sum(map(len, terms)) < len(self.layout.ruled) + len(self.layout.rows):
+            self._add_beyond(terms)
+        return kernel
+
+    def _add_beyond(self, terms: Iterable[tuple[int, ...]]) -> None:
+        """Add the parameters that no term covers."""
         weights = None if self.weights is None else self.weights.reshape(-1)
         for i in self.beyond_terms(terms):
             self._sweep_weight(i, weights)
@@ -152,7 +160,6 @@ class Assembler:
                 self._add(i, rows, tile, weights)
         for i, jacobian in self.fallback_jacobians():
             self._add(i, slice(None), jacobian, weights)
-        return kernel
 
     def beyond_terms(self, terms: Iterable[tuple[int, ...]]) -> list[int]:
         """Parameters on the Gram route that no term covers: weights with several rows per sample."""

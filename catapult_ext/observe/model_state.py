@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
 import torch
@@ -87,12 +86,14 @@ class ModelState:
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model with gradients enabled, eagerly even where it is compiled."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            if self.compiled:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            output: Tensor = self.model(x)
-        return output
+        if not self.compiled:
+            if torch.is_grad_enabled():
+                output: Tensor = self.model(x)
+                return output
+            with torch.enable_grad():
+                return self.model(x)
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            return self.model(x)
 
     def untouched(self) -> Untouched:
         """Context that restores buffers and random state on exit, also when an exception passes through."""

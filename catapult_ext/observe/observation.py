@@ -63,7 +63,6 @@ class LossGradient:
 
     def _d(self, use: Use, data: SiteData) -> Tensor:
         if use.site not in self._pieces:
-            data.check_unchanged()
             self._pieces[use.site] = data.weighted(self._weights)
         return self._pieces[use.site]
 
@@ -76,6 +75,7 @@ class LossGradient:
             parameter = self._state.parameters[i]
             total: Tensor | None = None
             for use, factor, data in self._uses[i]:
+                data.check_unchanged()
                 part = data.site.rule.gradient(data, use, factor, self._d(use, data), parameter)
                 total = part if total is None else total + part
             assert total is not None
@@ -85,15 +85,16 @@ class LossGradient:
     def step_(self, rate: float) -> None:
         """Parameter -= rate gradient for every parameter."""
         parameters = self._state.parameters
-        for entries in self._uses.values():  # every D before a parameter changes
-            for use, _, data in entries:
-                self._d(use, data)
-        for i, parameter in enumerate(parameters):
-            if i in self._swept:
-                parameter.sub_(self._swept[i], alpha=rate)
-            else:
-                for use, factor, data in self._uses.get(i, ()):
-                    data.site.rule.step_(data, use, factor, self._d(use, data), parameter, rate)
+        for entries in self._uses.values():  # all checks before the first update
+            for _, _, data in entries:
+                data.check_unchanged()
+        for i, gradient in self._swept.items():
+            parameters[i].sub_(gradient, alpha=rate)
+        # D is made of sensitivities and the residual alone: no update can change it.
+        for i, entries in self._uses.items():
+            if i not in self._swept:
+                for use, factor, data in entries:
+                    data.site.rule.step_(data, use, factor, self._d(use, data), parameters[i], rate)
 
 
 class Observation:
@@ -258,8 +259,7 @@ class Observation:
                 raise ValueError(f"{what}: the parameters have changed since the observation; observe again")
 
     def _commit(self) -> None:
-        if not self._committed:
-            with torch.no_grad():
-                for buffer, value in self._buffers:
-                    buffer.copy_(value)
-            self._committed = True
+        if self._buffers and not self._committed:
+            for buffer, value in self._buffers:
+                buffer.copy_(value)
+        self._committed = True

@@ -193,9 +193,7 @@ class Sweep:
             return []
         count = cotangents.shape[0]
         if count == 1:
-            return list(
-                torch.autograd.grad(self.output, edges, cotangents[0], retain_graph=keep, allow_unused=True)
-            )
+            return list(nodes.backward(self.output, cotangents[0], edges, keep_graph=keep))
         if self.plan.batched_cotangents:
             return list(
                 torch.autograd.grad(

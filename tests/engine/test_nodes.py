@@ -101,3 +101,18 @@ def test_how_many_outputs_a_node_takes_gradients_for() -> None:
     assert nodes.output_count(F.layer_norm(x, (4,)).grad_fn) == 1
     assert nodes.output_count((x + 1).grad_fn) == 1
     assert nodes.output_count(x.unbind(0)[0].grad_fn) == 3
+
+
+def test_the_engine_entry_point_equals_autograd() -> None:
+    w = nn.Parameter(torch.randn(3, 4))
+    idle = nn.Parameter(torch.randn(2))
+    x = torch.randn(5, 4)
+    output = torch.tanh(F.linear(x, w))
+    edge = torch.autograd.graph.GradientEdge(output.grad_fn.next_functions[0][0], 0)
+    cotangent = torch.randn(5, 3)
+    expected = torch.autograd.grad(output, [edge, w, idle], cotangent, retain_graph=True, allow_unused=True)
+    got = nodes.backward(output, cotangent, [edge, w, idle], keep_graph=False)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    assert got[2] is None
+    assert w.grad is None
