@@ -10,6 +10,7 @@ from torch import Tensor
 
 from catapult_ext import ops
 from catapult_ext.eigen import TopEigh, top_eigh
+from catapult_ext.errors import NonFinite
 from catapult_ext.graph.plan import Use
 from catapult_ext.losses import decompose_loss
 from catapult_ext.observe.model_state import ModelState
@@ -208,6 +209,23 @@ class Observation:
         if self._layer_report is None:
             self._layer_report = self._report()
         return self._layer_report
+
+    def check(self) -> None:
+        """Raise what a CUDA device has noted meanwhile; on the CPU everything has been raised already.
+
+        On CUDA, values that are not finite and eigensolvers that did not converge are noted on the device, so that
+        no step waits for it. Call this where a value is first read on the host; it waits for the device.
+
+        Raises:
+            NonFinite: a NaN or an infinity came up.
+            RuntimeError: an eigensolver did not converge.
+        """
+        if self.residual.is_cuda:
+            ops.cuda.check(self.residual.device)
+            if not bool(torch.isfinite(self._squares)):
+                raise NonFinite(
+                    "model: its output is not finite, or overflows when squared, and so does the loss"
+                )
 
     # ---- gradient and step
 

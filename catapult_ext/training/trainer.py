@@ -229,7 +229,9 @@ class _Loop:
         wanted = any(t % r.every == 0 for r in self.of_batch)
         if self.order is None:
             wanted = wanted or self.job.schedule.measures(t)
-        return self.observers["kernel" if wanted else "plain"](x, y)
+        observation = self.observers["kernel" if wanted else "plain"](x, y)
+        observation.check()  # its loss is read on the host next
+        return observation
 
     def _show(self) -> None:
         for column in ("batch_critical_lr", "critical_lr", "measured_critical_lr"):

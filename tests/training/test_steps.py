@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ import training_reference as brute
 from torch import nn
 from training_reference import Recipe
 
-import catapult_ext as cx
 from catapult_ext.data import Split
 from catapult_ext.observe import Observer
 from catapult_ext.training import (
@@ -315,35 +312,3 @@ def test_frozen_layers_stay_and_the_callers_random_state_too(recipe: Recipe) -> 
     torch.testing.assert_close(model[0].weight, before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_a_step_costs_the_trainer_a_few_microseconds(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU time of everything but the pass itself, the batch rate recorded: 12 us where this was written."""
-
-    class Seen:
-        loss, critical_lr = torch.tensor(1.0), torch.tensor(2.0)
-
-        def step_(self, lr: float) -> None:
-            pass
-
-    class Free:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-        def __call__(self, x: torch.Tensor, y: torch.Tensor) -> Seen:
-            return Seen()
-
-    monkeypatch.setattr(cx.training.trainer, "Observer", Free)
-    steps, costs = 2000, []
-    for _ in range(3):
-        start = time.process_time()
-        train(
-            recipe.model(),
-            recipe.data(),
-            algorithm=SGD(5),
-            schedule=Constant(0.1),
-            recorders=[BatchCriticalRate()],
-            stop=Stop(max_steps=steps, every=steps),
-        )
-        costs.append((time.process_time() - start) / steps)
-    assert min(costs) < 40e-6
