@@ -193,10 +193,24 @@ def spike_share(run: Run) -> float:
     return min(1.0, float((top[peak] - top[0]) / (loss[peak] - loss[0])))
 
 
+def spike_end(run: Run) -> int | None:
+    """Index of the first loss after the peak that is below the first loss; None where there is none."""
+    peak = peak_step(run)
+    if peak is None:
+        return None
+    (loss,) = run.recorded("loss")
+    under = np.flatnonzero(loss[peak:] < loss[0])
+    return peak + int(under[0]) if len(under) else None
+
+
 def critical_rate_growth(run: Run) -> float:
-    """Critical rate of the training set at the last record over that at the first."""
+    """Critical rate at the end of the spike over that at the first step.
+
+    NaN for a spike without an end; without any spike the last record takes the place of its end.
+    """
     (rate,) = run.recorded("critical_lr")
-    return float(rate[-1] / rate[0]) if len(rate) > 1 else math.nan
+    end = spike_end(run) if peak_step(run) is not None else len(rate) - 1
+    return math.nan if end is None or len(rate) < 2 else float(rate[end] / rate[0])
 
 
 def falling_share(run: Run) -> float:

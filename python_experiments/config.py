@@ -86,7 +86,8 @@ class RunConfig:
         eigenpairs: s of the loss split L = L_<=s + L_>s.
         kernel_every: steps between two records of the kernel.
         validate_every: steps between two losses on the validation set; 0: never.
-        full_loss: record the loss of the whole training set at each step while training on batches.
+        full_loss: while training on batches, record at each step the loss of the whole training set, and that of
+            the last batch after its step.
         evaluate: compute test loss and AGOP alignment at the step of the best validation loss.
         reference: whose critical rate `rate.relative` multiplies, at initialisation: that of the whole
             training set ("train") or of its first sample alone ("first sample").

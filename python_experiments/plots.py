@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from python_experiments import style
-from python_experiments.claims import Group, Run, peak_step
+from python_experiments.claims import Group, Run, peak_step, spike_end
 
 Groups = Mapping[str, Group]
 Flags = Callable[[Run], np.ndarray]
@@ -118,12 +118,12 @@ def anatomy(groups: Groups) -> Figure:
     critical_rate_panel(axes[1, 0], run)
     rate_strip(axes[2, 0], run)
     figure.supxlabel(STRIP, fontsize=9)
-    steps, loss = series(run, "loss")
+    steps, _ = series(run, "loss")
     peak = peak_step(run)
     if peak is None:
         return figure
-    under = np.flatnonzero(loss[peak:] < loss[0])
-    back = peak + int(under[0]) if len(under) else len(steps) - 1
+    end = spike_end(run)
+    back = len(steps) - 1 if end is None else end
     phases = (
         (steps[0], steps[peak], style.ORANGE, "1  rate above critical rate: the loss grows"),
         (steps[peak], steps[back], style.BLUE, "2  the norm of K has dropped: the loss falls back"),
@@ -144,7 +144,7 @@ def batches(groups: Groups, *, is_spike: Flags, drawn: Flags) -> Figure:
 
     Args:
         groups: the stored runs by group.
-        is_spike: run -> (steps,) boolean, whether the training loss spikes in each step.
+        is_spike: run -> (steps,) boolean, whether each step is a spike.
         drawn: run -> (steps,) boolean, whether the special point is the batch.
     """
     shown = {name: first_run(group) for name, group in groups.items()}
@@ -156,7 +156,9 @@ def batches(groups: Groups, *, is_spike: Flags, drawn: Flags) -> Figure:
         steps, loss = series(run, "train_loss")
         at = np.flatnonzero(is_spike(run)) + 1  # the loss after the step
         lines = upper.plot(steps, loss, color=style.LOSS, linewidth=1.2, label="training loss")
-        lines += upper.plot(steps[at], loss[at], "v", color=style.TOP, markersize=7, label="spike")
+        lines += upper.plot(
+            steps[at], loss[at], "v", color=style.TOP, markersize=7, label="spike (loss of the batch rises)"
+        )
         style.legend_above(upper, lines)
         style.plain_ticks(upper)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +87,49 @@ def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Constan
     return cx.Constant(config.rate.relative * cx.critical_lr(cx.ntk(model, x[:1])).item())
 
 
-def recorders(config: RunConfig, data: cx.data.Split) -> list[cx.Recorder]:
+@functools.lru_cache(maxsize=1)
+def _batches(n: int, batch_size: int, seed: int, steps: int) -> list[torch.Tensor]:
+    """Samples of each batch of a run."""
+    order = cx.SGD(batch_size).order(n, seed)
+    return [next(order) for _ in range(steps)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastBatchLoss(cx.Recorder):
+    """Loss of the batch of the step before, after that step; for runs on batches.
+
+    Args:
+        batch_size: of the run.
+        seed: of the run.
+        steps: at least as many as the run makes.
+    """
+
+    batch_size: int
+    seed: int
+    steps: int
+
+    def columns(self) -> tuple[str, ...]:
+        """`last_batch_loss`."""
+        return ("last_batch_loss",)
+
+    def record(self, step: Any) -> tuple[float]:
+        """NaN in the first row, which no step precedes."""
+        if step.index == 0:
+            return (math.nan,)
+        train = step.data.train
+        batch = _batches(len(train), self.batch_size, self.seed, self.steps)[step.index - 1]
+        with torch.no_grad():
+            return ((step.model(train.x[batch]) - train.y[batch]).square().mean().item(),)
+
+
+def recorders(config: RunConfig, data: cx.data.Split, seed: int) -> list[cx.Recorder]:
     """What is recorded beside the losses."""
     chosen: list[cx.Recorder] = []
     if config.batch_size is None:
         chosen.append(cx.Spectrum(every=config.kernel_every, k=config.eigenpairs))
     chosen.append(cx.BatchCriticalRate(every=config.kernel_every))
+    if config.full_loss and config.batch_size is not None:
+        chosen.append(LastBatchLoss(batch_size=config.batch_size, seed=seed, steps=config.max_steps))
     if config.evaluate:
         egop = cx.data.egop(config.task.name, data.train.x[0].numel(), 1.0)
         chosen.append(cx.AGOPAlignment(reference=egop, every=config.max_steps + 1))  # start, best and end
@@ -113,7 +153,7 @@ def train(config: RunConfig, seed: int, root: Path, data_root: Path | None, *, p
                 train_loss=config.stop_loss,
                 every=1 if config.full_loss else None,
             ),
-            recorders=recorders(config, data),
+            recorders=recorders(config, data, seed),
             seed=seed,
             run=where,
             validate_every=config.validate_every or None,

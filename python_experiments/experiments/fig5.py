@@ -15,11 +15,6 @@ from python_experiments.claims import Claim, Group, Run
 from python_experiments.config import Network, Preset, Rate, RunConfig, Task
 from python_experiments.registry import Conditions, Experiment
 
-#: The training loss spikes in a step that raises it by more than this share of its value. Batches of one
-#: point also move the predictions of the others, up and down, by a percent or two; without a threshold half
-#: of the steps of every run would count.
-RISE = 0.03
-
 #: The doubled point is the first one of the task.
 DOUBLED = 0
 
@@ -38,9 +33,10 @@ ABOVE = "above every critical rate"
 
 
 def spikes(run: Run) -> np.ndarray:
-    """Whether each step raises the training loss by more than `RISE`, (steps,) boolean."""
-    (loss,) = run.recorded("train_loss")
-    return loss[1:] > (1 + RISE) * loss[:-1]
+    """Whether each step raises the loss of its own batch (Eq. 4), (steps,) boolean."""
+    (before,), (after,) = run.recorded("loss"), run.recorded("last_batch_loss")
+    steps = min(len(before), len(after))
+    return after[:steps] > before[:steps]
 
 
 def exceeds(run: Run) -> np.ndarray:
@@ -121,12 +117,13 @@ FIG5 = Experiment(
     ),
     plot=plot,
     remarks=(
-        f"A step spikes when it raises the loss of the whole training set by more than {RISE:.0%} of its "
-        "value. Other steps raise it too, by a percent or two: a step on one point moves the predictions of "
-        "the others.",
+        "A step spikes when it raises the loss of its own batch, the running training loss of the paper: by Eq. 4 the "
+        "residual of a batch of one point is multiplied by 1 - 2 rate / critical rate, up to a term that vanishes "
+        "with the width. The curve shows the loss of the whole training set.",
         "After two or three spikes the critical rate of the doubled point itself has risen above the rate, "
         "and drawing it no longer spikes, as the comparison with the critical rate says.",
-        "The comparison is with the critical rate before the step. Where the two are almost equal the loss "
-        "can fall all the same, because the kernel changes during the step.",
+        "The comparison is with the critical rate before the step. Where the two are almost equal the loss can fall "
+        "all the same, because the kernel changes during the step: over 16 seeds this was so in 2 of 6,400 steps "
+        "(seeds 4 and 6, rate over critical rate 1.08 and 1.02).",
     ),
 )
