@@ -117,7 +117,8 @@ CNN = Experiment(
             replace(CNN5, network=Network("cnn", 128, 5), max_steps=30),
             seeds=(0,),
             note="128 channels instead of 512, 30 steps and one seed: 512 channels take a minute a step on a CPU. "
-            "With 64 channels the kernel moves so much in a step that spikes come and go all the time.",
+            "The narrower the network, the more its kernel moves in a step: at 64 channels spikes come and go all the "
+            "time, and at 128 a second one can follow and L_>5 rises for a few steps.",
         ),
         "paper": Preset(CNN5, seeds=(0,), note="The paper's sizes."),
     },
