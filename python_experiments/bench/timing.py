@@ -11,8 +11,9 @@ import numpy as np
 
 __all__ = ["Timing", "interleaved"]
 
-#: A sample is as many calls as fill this many seconds, at least one.
-_SAMPLE_SECONDS = 2e-3
+#: A sample is as many calls as fill this many seconds, at least one: a training loop repeats the same step, so a
+#: step of some hundred microseconds is timed with the caches that it leaves itself.
+_SAMPLE_SECONDS = 20e-3
 #: An implementation slower than this takes part in the first rounds only.
 _SLOW_SECONDS = 1.0
 _SLOW_ROUNDS = 3

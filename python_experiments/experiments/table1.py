@@ -137,8 +137,8 @@ TABLE1 = Experiment(
             control=SMALL_RATE,
         ),
         Claim(
-            "Smaller batches catapult more: smallest gain in catapults from one size to the next smaller, from "
-            "the largest size on that has none",
+            "Smaller batches catapult more: smallest gain in catapults from one size to the next smaller, "
+            "from the largest size on that has none",
             _more_catapults,
             bound=1.0,
             paper="more for each smaller batch (figure)",
