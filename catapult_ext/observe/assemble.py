@@ -44,7 +44,7 @@ class Assembler:
     def __init__(
         self,
         sweep: Sweep,
-        weights: Tensor | None = None,
+        residual: Tensor | None = None,
         *,
         dtype: torch.dtype | None = None,
         max_bytes: int | None = None,
@@ -54,16 +54,16 @@ class Assembler:
 
         Args:
             sweep: the pass.
-            weights: d loss / d f [n, c]; None where no gradient will be asked for.
+            residual: r [n, c], of whose mean square gradients are formed on the way; None where none are wanted.
             dtype: of the kernel; float64 accumulates in double also from float32 activations.
             max_bytes: bound of the extra memory.
             only: parameter indices to keep (for kernels by parameter).
         """
         self.sweep = sweep
-        self.weights = weights
+        self.residual = residual
         self.dtype = sweep.output.dtype if dtype is None else dtype
-        if weights is not None and weights.dtype != self.dtype:
-            raise TypeError(f"dtype: a kernel of {self.dtype} beside a gradient of {weights.dtype}")
+        if residual is not None and residual.dtype != self.dtype:
+            raise TypeError(f"dtype: a kernel of {self.dtype} beside a residual of {residual.dtype}")
         self.only = only
         self.layout = sweep.plan.layout
         self.rows = sweep.output.shape[0] * sweep.outputs
@@ -152,7 +152,9 @@ class Assembler:
 
     def _add_beyond(self, terms: Iterable[tuple[int, ...]]) -> None:
         """Add the parameters that no term covers."""
-        weights = None if self.weights is None else self.weights.reshape(-1)
+        weights = None  # d loss / d f [n c]
+        if self.residual is not None:
+            weights = self.residual.reshape(-1) * (2.0 / self.residual.numel())
         for i in self.beyond_terms(terms):
             self._sweep_weight(i, weights)
         for i in self.kept(self.layout.tiles):

@@ -54,17 +54,18 @@ class LossGradient:
         state: ModelState,
         swept: dict[int, Tensor],
         uses: dict[int, list[tuple[Use, float, SiteData]]],
-        weights: Tensor,
+        residual: Tensor,
     ) -> None:
         self._state = state
         self._swept = swept
         self._uses = uses
-        self._weights = weights
+        self._residual = residual
+        self._scale = 2.0 / residual.numel()  # d loss / d f = scale * residual; rides along in the factors
         self._pieces: dict[int, Tensor] = {}
 
     def _d(self, use: Use, data: SiteData) -> Tensor:
         if use.site not in self._pieces:
-            self._pieces[use.site] = data.weighted(self._weights)
+            self._pieces[use.site] = data.weighted(self._residual)
         return self._pieces[use.site]
 
     def __contains__(self, i: int) -> bool:
@@ -77,7 +78,7 @@ class LossGradient:
             total: Tensor | None = None
             for use, factor, data in self._uses[i]:
                 data.check_unchanged()
-                part = data.site.rule.gradient(data, use, factor, self._d(use, data), parameter)
+                part = data.site.rule.gradient(data, use, factor * self._scale, self._d(use, data), parameter)
                 total = part if total is None else total + part
             assert total is not None
             self._swept[i] = total
@@ -92,10 +93,11 @@ class LossGradient:
         for i, gradient in self._swept.items():
             parameters[i].sub_(gradient, alpha=rate)
         # D is made of sensitivities and the residual alone: no update can change it.
+        scaled = rate * self._scale
         for i, entries in self._uses.items():
             if i not in self._swept:
                 for use, factor, data in entries:
-                    data.site.rule.step_(data, use, factor, self._d(use, data), parameters[i], rate)
+                    data.site.rule.step_(data, use, factor, self._d(use, data), parameters[i], scaled)
 
 
 class Observation:

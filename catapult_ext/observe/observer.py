@@ -151,8 +151,7 @@ class Observer:
         with torch.no_grad():
             prediction = sweep.output.detach()
             residual, squares = _residual(prediction, y)
-            weights = residual * (2.0 / residual.numel())
-            assembler = Assembler(sweep, weights, max_bytes=self._max_bytes)
+            assembler = Assembler(sweep, residual, max_bytes=self._max_bytes)
             kernel = assembler.build_kernel()
             agop = None if sweep.input_gradients is None else _agop(sweep.input_gradients)
         uses = {
@@ -171,7 +170,7 @@ class Observer:
             "squares": squares,
             "kernel": kernel,
             "agop": agop,
-            "gradient": LossGradient(state, assembler.swept, uses, weights),
+            "gradient": LossGradient(state, assembler.swept, uses, residual),
             "report": lambda: _report(state, sweep),
         }
 
@@ -197,7 +196,7 @@ class Observer:
             "squares": squares,
             "kernel": None,
             "agop": None if gradients is None else _agop(gradients),
-            "gradient": LossGradient(state, swept, {}, weights),
+            "gradient": LossGradient(state, swept, {}, residual),
             "report": lambda: report,
         }
 

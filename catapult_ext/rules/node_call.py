@@ -80,7 +80,8 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
 
 def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor) -> Tensor:
     """Gradient of the parameter for D in the shape of the node's output."""
-    return _call(data, d, use.argument, parameter)
+    result = _call(data, d, use.argument, parameter)
+    return result * factor if factor != 1.0 else result
 
 
 def step_(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor, rate: float) -> None:
