@@ -266,10 +266,13 @@ def _execute(
     console.print(f"{len(todo)} runs to make, {finished} already finished, {workers} at a time")
     outcomes = runner.execute(todo, workers, console)
     failed = [outcome for outcome in outcomes if outcome.error]
+    words = []
     for request in requests:
         console.print(f"\n{request.key}", style="bold")
         for verdict in results.verdicts(out, request):
             console.print(f"  {results.line(verdict)}", markup=False)
+            words.append(verdict.word)
+    console.print(f"\n{words.count('holds')} of {len(words)} claims hold and fail on their controls")
     if failed:
         log = results.write_failures(out, failed)
         console.print(f"\n{len(failed)} of {len(outcomes)} runs failed ({log} has the details):")

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -86,8 +86,9 @@ def execute(jobs: Sequence[Job], workers: int, console: Console) -> list[Outcome
     memory, for example) takes only itself down.
     """
     outcomes = []
-    results = _in_process(jobs) if workers == 1 else _in_workers(jobs, min(workers, len(jobs)))
-    with _progress(console, len(jobs)) as bar:
+    alone = workers == 1
+    results = _in_process(jobs) if alone else _in_workers(jobs, min(workers, len(jobs)))
+    with _progress(console, len(jobs), hidden=alone) as bar:  # alone, each run shows its own steps
         for outcome in results:
             outcomes.append(outcome)
             state = "done" if outcome.error is None else f"FAILED: {outcome.error}"
@@ -99,14 +100,14 @@ def execute(jobs: Sequence[Job], workers: int, console: Console) -> list[Outcome
 
 
 @contextlib.contextmanager
-def _progress(console: Console, total: int) -> Iterator:
+def _progress(console: Console, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
     columns = (TextColumn("runs"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
 
 
-def _run(job: Job) -> tuple[str | None, str]:
+def _run(job: Job, *, progress: bool = False) -> tuple[str | None, str]:
     """Make one run; the error in one line and in full, (None, "") without."""
     import torch
 
@@ -115,7 +116,7 @@ def _run(job: Job) -> tuple[str | None, str]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(job.threads)
-        training.train(job.config, job.seed, job.root, job.data_root)
+        training.train(job.config, job.seed, job.root, job.data_root, progress=progress)
     except Exception as error:  # one run of many: whatever it is, it is reported and the others go on
         text = str(error).splitlines()
         return f"{type(error).__name__}: {text[0] if text else ''}", traceback.format_exc()
@@ -127,7 +128,7 @@ def _run(job: Job) -> tuple[str | None, str]:
 def _in_process(jobs: Sequence[Job]) -> Iterator[Outcome]:
     for job in jobs:
         start = time.monotonic()
-        error, details = _run(job)
+        error, details = _run(job, progress=True)
         yield Outcome(job, error, details, time.monotonic() - start)
 
 

@@ -142,6 +142,8 @@ def train(config: RunConfig, seed: int, root: Path, data_root: Path | None, *, p
     if not where.finished:
         data = load(config.task, seed, data_root)
         x, y = data.train.x, data.train.y
+        where.path.mkdir(parents=True, exist_ok=True)
+        (where.path / "data.json").write_text(json.dumps(data.train.info, indent=2) + "\n")
         model = build(config, tuple(x.shape[1:]), y.shape[1], seed)
         cx.train(
             model,
@@ -159,7 +161,6 @@ def train(config: RunConfig, seed: int, root: Path, data_root: Path | None, *, p
             validate_every=config.validate_every or None,
             progress=progress,
         )
-        (where.path / "data.json").write_text(json.dumps(data.train.info, indent=2, default=str) + "\n")
     return read(root, config, seed)
 
 
@@ -184,8 +185,7 @@ def read(root: Path, config: RunConfig, seed: int) -> Run:
     if "catapult" in stored.metrics:
         summary["catapults"] = int(stored.metrics["catapult"].iloc[:until].sum())
     environment = json.loads((where.path / "environment.json").read_text())
-    data = where.path / "data.json"
-    summary["data"] = json.loads(data.read_text()) if data.exists() else {}
+    summary["data"] = json.loads((where.path / "data.json").read_text())
     return Run(config, seed, stored.metrics, summary, environment[-1])
 
 

@@ -86,12 +86,12 @@ FCN = Experiment(
         "smoke": Preset(
             replace(
                 FCN5,
-                network=Network("fcn", 256, 5),
+                network=Network("fcn", 512, 5),
                 task=replace(IMAGES, train=64),
                 max_steps=40,
             ),
             seeds=(0,),
-            note="Width 256 instead of 1024 and 64 points instead of 128, to be quick.",
+            note="Width 512 instead of 1024 and 64 points instead of 128, to be quick.",
         ),
         "cpu": Preset(FCN5, seeds=(0, 1, 2), note="The paper's sizes."),
         "paper": Preset(FCN5, seeds=(0, 1, 2), note="The paper's sizes."),
