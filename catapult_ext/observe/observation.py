@@ -45,8 +45,8 @@ class LayerReport:
 class LossGradient:
     """Gradient of the loss, formed as late and in as few temporaries as possible.
 
-    Each parameter's gradient is either there already (`swept`) or follows from the features A and the weighted
-    sensitivities D of its sites, in place where a step asks for it.
+    Each parameter's gradient is either there already (`swept`) or follows from the features, the sensitivities and
+    the residual, in place where a step asks for it.
     """
 
     def __init__(
@@ -61,12 +61,6 @@ class LossGradient:
         self._uses = uses
         self._residual = residual
         self._scale = 2.0 / residual.numel()  # d loss / d f = scale * residual; rides along in the factors
-        self._pieces: dict[int, Tensor] = {}
-
-    def _d(self, use: Use, data: SiteData) -> Tensor:
-        if use.site not in self._pieces:
-            self._pieces[use.site] = data.weighted(self._residual)
-        return self._pieces[use.site]
 
     def __contains__(self, i: int) -> bool:
         return i in self._swept or bool(self._uses.get(i))
@@ -78,7 +72,7 @@ class LossGradient:
             total: Tensor | None = None
             for use, factor, data in self._uses[i]:
                 data.check_unchanged()
-                part = data.site.rule.gradient(data, use, factor * self._scale, self._d(use, data), parameter)
+                part = data.site.rule.gradient(data, use, factor * self._scale, self._residual, parameter)
                 total = part if total is None else total + part
             assert total is not None
             self._swept[i] = total
@@ -92,12 +86,12 @@ class LossGradient:
                 data.check_unchanged()
         for i, gradient in self._swept.items():
             parameters[i].sub_(gradient, alpha=rate)
-        # D is made of sensitivities and the residual alone: no update can change it.
+        # Features, sensitivities and residual are there: no update can change what the next one needs.
         scaled = rate * self._scale
         for i, entries in self._uses.items():
             if i not in self._swept:
                 for use, factor, data in entries:
-                    data.site.rule.step_(data, use, factor, self._d(use, data), parameters[i], scaled)
+                    data.site.rule.step_(data, use, factor, self._residual, parameters[i], scaled)
 
 
 class Observation:

@@ -275,7 +275,7 @@ class Sweep:
             self.output, parameters, (plain * s[:, None])[0], retain_graph=True, allow_unused=True
         )
         with torch.no_grad():
-            weighted = {index: entry.weighted(s.unsqueeze(1)) for index, entry in data.items()}
+            weights = s.unsqueeze(1)  # [n, 1]: the sensitivities are those of one weighted sum of outputs
             for i, parameter, reference in zip(ruled, parameters, expected, strict=True):
                 if reference is None:
                     continue
@@ -287,7 +287,7 @@ class Sweep:
                     if entry is None:
                         continue
                     factor = self._factor(use)
-                    part = entry.site.rule.gradient(entry, use, factor, weighted[use.site], parameter)
+                    part = entry.site.rule.gradient(entry, use, factor, weights, parameter)
                     total += part
                     size += float(part.norm())
                 tolerance = relative_tolerance(parameter.dtype)

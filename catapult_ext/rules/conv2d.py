@@ -103,8 +103,9 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
     )  # fmt: skip
 
 
-def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor) -> Tensor:
-    """Gradient of the parameter for D [n, O, Ho, Wo]."""
+def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
+    d = data.weighted(weights)  # [n, O, Ho, Wo]
     if use.role == "bias":
         return d.sum((0, 2, 3)) * factor
     stride, padding, dilation, groups = _geometry(data)
@@ -116,9 +117,9 @@ def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tens
     return result * factor if factor != 1.0 else result
 
 
-def step_(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor, rate: float) -> None:
+def step_(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor, rate: float) -> None:
     """Parameter -= rate gradient."""
-    parameter.sub_(gradient(data, use, factor, d, parameter), alpha=rate)
+    parameter.sub_(gradient(data, use, factor, weights, parameter), alpha=rate)
 
 
 def work(data: SiteData, role: str) -> tuple[str, float]:

@@ -98,22 +98,35 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
     return ops.token_tile(a, b, rows, factor)  # W [out, in]
 
 
-def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor) -> Tensor:
-    """Gradient of the parameter for D [rows, out] (`SiteData.weighted`)."""
-    if use.role == "bias":
-        return (d.sum(0) * factor).sum_to_size(parameter.shape)
+def _sides(data: SiteData, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """A [rows, in] and B [rows, out] with the weights in one of them: their product is the gradient.
+
+    For one output and one row per sample the weights scale the narrower side.
+    """
     assert data.features is not None
-    product = d.t() @ data.features if use.transposed else data.features.t() @ d
+    assert data.site.row_map is not None
+    a, b = data.features, data.sensitivities
+    if data.outputs == 1 and data.site.row_map.kind == "sample" and a.shape[1] < b.shape[1]:
+        return a * weights, b
+    return a, data.weighted(weights)
+
+
+def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
+    if use.role == "bias":
+        return (data.weighted(weights).sum(0) * factor).sum_to_size(parameter.shape)
+    a, d = _sides(data, weights)
+    product = d.t() @ a if use.transposed else a.t() @ d
     return product * factor if factor != 1.0 else product
 
 
-def step_(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor, rate: float) -> None:
+def step_(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor, rate: float) -> None:
     """Parameter -= rate gradient, without a temporary of the parameter's size."""
     if use.role == "bias":
-        parameter.sub_((d.sum(0)).sum_to_size(parameter.shape), alpha=rate * factor)
+        parameter.sub_(data.weighted(weights).sum(0).sum_to_size(parameter.shape), alpha=rate * factor)
         return
-    assert data.features is not None
-    left, right = (d.t(), data.features) if use.transposed else (data.features.t(), d)
+    a, d = _sides(data, weights)
+    left, right = (d.t(), a) if use.transposed else (a.t(), d)
     parameter.addmm_(left, right, alpha=-rate * factor)
 
 

@@ -78,15 +78,15 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
     return jacobian[:, rows] if parameter.dim() else jacobian.unsqueeze(1)
 
 
-def gradient(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor) -> Tensor:
-    """Gradient of the parameter for D in the shape of the node's output."""
-    result = _call(data, d, use.argument, parameter)
+def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
+    result = _call(data, data.weighted(weights), use.argument, parameter)
     return result * factor if factor != 1.0 else result
 
 
-def step_(data: SiteData, use: Use, factor: float, d: Tensor, parameter: Tensor, rate: float) -> None:
+def step_(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor, rate: float) -> None:
     """Parameter -= rate gradient."""
-    parameter.sub_(gradient(data, use, factor, d, parameter), alpha=rate)
+    parameter.sub_(gradient(data, use, factor, weights, parameter), alpha=rate)
 
 
 def work(data: SiteData, role: str) -> tuple[str, float]:

@@ -24,7 +24,16 @@ class SiteData:
         outputs: c.
     """
 
-    __slots__ = ("_jacobian", "features", "node", "outputs", "sensitivities", "site", "version")
+    __slots__ = (
+        "_jacobian",
+        "_weighted",
+        "features",
+        "node",
+        "outputs",
+        "sensitivities",
+        "site",
+        "version",
+    )
 
     def __init__(
         self, site: Site, node: Any, features: Tensor | None, sensitivities: Tensor, outputs: int
@@ -36,6 +45,7 @@ class SiteData:
         self.sensitivities = sensitivities
         self.outputs = outputs
         self._jacobian: dict[int, Tensor] = {}
+        self._weighted: tuple[Tensor, Tensor] | None = None
 
     @property
     def positions(self) -> int:
@@ -82,8 +92,13 @@ class SiteData:
         """D = sum_j weights_ij B^(j)_i in the node's own shape: the gradient of sum_ij weights_ij f_ij there.
 
         Args:
-            weights: [n, c].
+            weights: [n, c]; the result is kept for further calls with the same tensor.
         """
+        if self._weighted is None or self._weighted[0] is not weights:
+            self._weighted = (weights, self._weight(weights))
+        return self._weighted[1]
+
+    def _weight(self, weights: Tensor) -> Tensor:
         row_map = self.site.row_map
         assert row_map is not None
         if self.outputs == 1:
