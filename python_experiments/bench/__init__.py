@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from python_experiments.bench import ops, steps  # noqa: F401  they declare the 
 from python_experiments.bench.cases import JOBS, Job, select
 from python_experiments.bench.lines import lines_of, markdown_table, read_lines, write_lines
 from python_experiments.bench.memory import peak_extra_bytes
-from python_experiments.bench.timing import interleaved
+from python_experiments.bench.timing import Timing, interleaved
 
 __all__ = ["JOBS", "Job", "main", "markdown_table", "read_lines"]
 
@@ -55,9 +55,7 @@ def main(
         for number, job in enumerate(jobs, 1):
             say(f"[{number}/{len(jobs)}] {job.name}: {job.title}")
             case = job.build(job.shapes)
-            timings = interleaved(
-                case.implementations, job.baseline, repeats=min(repeats, job.rounds), seconds=seconds
-            )
+            timings = _pairs(case.implementations, job.baseline, min(repeats, job.rounds), seconds)
             used = {name: peak_extra_bytes(job.name, name, threads) if memory else None for name in timings}
             lines = lines_of(job, case, timings, used)
             write_lines(path, lines)  # job by job: what was measured is kept whatever comes next
@@ -66,3 +64,18 @@ def main(
         torch.set_num_threads(before)
     say(markdown_table(done))
     return path
+
+
+def _pairs(
+    implementations: Mapping[str, Callable[[], object]], baseline: str, repeats: int, seconds: float
+) -> dict[str, Timing]:
+    """Each implementation interleaved with the baseline alone.
+
+    With all of them in one round a peer that walks through megabytes would leave cold caches to the next one.
+    """
+    timings: dict[str, Timing] = {}
+    others = [name for name in implementations if name != baseline]
+    for name in others:
+        pair = {baseline: implementations[baseline], name: implementations[name]}
+        timings = interleaved(pair, baseline, repeats=repeats, seconds=seconds / len(others)) | timings
+    return {name: timings[name] for name in implementations}
