@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 import catapult_ext as cx
 from python_experiments import registry, results, style, training
@@ -119,7 +121,11 @@ def write(root: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "pretty": lambda v: json.dumps(v, indent=1, default=str)}
+    environment.filters |= {
+        "duration": duration,
+        "math": math,
+        "pretty": lambda v: json.dumps(v, indent=1, default=str),
+    }
     page = environment.get_template("report.html.j2").render(
         sections=sections(root),
         number=results.number,
@@ -131,6 +137,16 @@ def write(root: Path) -> Path:
     file = root / "report.html"
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def math(text: str) -> Markup:
+    """Text with L_<=5 and L_>5 set as formulas, everything else escaped."""
+    return Markup(re.sub(r"L_(&lt;=|&gt;)(\w+)", _subscript, str(escape(text))))
+
+
+def _subscript(found: re.Match[str]) -> str:
+    relation = "≤" if found[1] == "&lt;=" else "&gt;"
+    return f"<i>L</i><sub>{relation}{found[2]}</sub>"
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 P = ParamSpec("P")
 
@@ -96,10 +96,12 @@ def legend_above(ax: Axes, lines: Sequence[Line2D]) -> None:
 
 
 def plain_ticks(ax: Axes) -> None:
-    """Numbers such as 5, 10, 20 on a logarithmic y axis that spans less than two decades."""
+    """Whole steps on the x axis, and numbers such as 5, 10, 20 on a logarithmic y axis below two decades."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = ax.get_ylim()
     if high / low < 100:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        wide = high / low > 5
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)) if wide else MaxNLocator(5))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
 

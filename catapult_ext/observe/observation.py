@@ -175,8 +175,7 @@ class Observation:
             if self._eigen is not None:
                 self._norm = self._eigen.values[0]
             else:
-                with torch.no_grad():
-                    self._norm = ops.spectral_norm(self._need_kernel("spectral_norm"))
+                self._norm = ops.spectral_norm(self._need_kernel("spectral_norm"))
         return self._norm
 
     @property

@@ -115,12 +115,12 @@ class Sweep:
         keep_graph: bool,
     ) -> None:
         output, x = self.output, self.x
-        n, c = output.shape
+        c = output.shape[1]
         self.cotangents = _cotangents(outputs, output)
         self.outputs = c if self.cotangents is None else 1
         graph = walk(output)
         self.graph_nodes = graph.nodes
-        key = (graph.key, n, c, tuple(x.shape[1:]), x.dtype, output.dtype, output.device, input_gradient)
+        key = (graph.key, x.shape, output.shape, x.dtype, output.dtype, output.device, input_gradient)
         plan = plans.get(key)
         if plan is None or not self._leaves_match(plan, graph):
             plan = plans[key] = build_plan(graph, self.state.parameters)

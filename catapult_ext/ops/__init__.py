@@ -45,14 +45,9 @@ def _rows(b: Sequence[Tensor], name: str) -> int:
 def _direct(kernel: Tensor) -> bool:
     """Whether the dispatcher, which costs more than a small Gram matrix or its norm, may be skipped.
 
-    It may for plain CPU tensors while no gradient could be recorded and no graph is being traced.
+    It may for plain CPU tensors while no graph is being traced; that no gradient could be recorded is the caller's.
     """
-    return (
-        type(kernel) is Tensor
-        and kernel.is_cpu
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
+    return type(kernel) is Tensor and kernel.is_cpu and not torch.compiler.is_compiling()
 
 
 def ntk_gram_(
@@ -70,7 +65,7 @@ def ntk_gram_(
     Raises:
         ValueError, TypeError, NonFinite: as `ntk_gram`.
     """
-    if _direct(kernel):
+    if not torch.is_grad_enabled() and _direct(kernel):
         cpu.ntk_gram_(kernel, a, b, scale, beta, accumulate)
     else:
         torch.ops.catapult.ntk_gram_.default(kernel, a, b, scale, beta, accumulate)
@@ -304,7 +299,7 @@ def topk_eigh(
         values [..., k] descending, vectors [..., n, k] orthonormal, residuals [..., k] ||K v - lambda v||.
     """
     tol = default_tolerance(kernel.dtype) if tol is None else tol
-    if _direct(kernel) and (start is None or _direct(start)):
+    if not torch.is_grad_enabled() and _direct(kernel) and (start is None or _direct(start)):
         return cpu.topk_eigh(kernel, k, start, tol)
     return torch.ops.catapult.topk_eigh.default(kernel, k, start, tol)
 
@@ -315,6 +310,6 @@ def spectral_norm(kernel: Tensor, *, tol: float | None = None) -> Tensor:
     `tol` bounds the relative error; None: 1e-6 (float32), 1e-12 (float64).
     """
     tol = default_tolerance(kernel.dtype) if tol is None else tol
-    if _direct(kernel):
+    if not kernel.requires_grad and _direct(kernel):
         return cpu.spectral_norm(kernel, tol)
     return torch.ops.catapult.spectral_norm.default(kernel, tol)

@@ -19,10 +19,11 @@ from python_experiments.registry import Conditions, Experiment
 DOUBLED = 0
 
 CONFIG = RunConfig(
-    Network("fcn", width=4096, depth=2, fixed_layers=(1,)),
+    Network("fcn", width=16384, depth=2, fixed_layers=(1,)),
     Task("unit-sphere", train=100),
-    # The critical rate of the doubled point is a quarter of the others': between 1 and 4 times it.
-    Rate(1.7),
+    # Half way, on a log scale, between the doubled point's critical rate and the four times larger one of the
+    # others.
+    Rate(2.0),
     batch_size=1,
     max_steps=400,
     full_loss=True,
