@@ -123,7 +123,7 @@ def write(root: Path) -> Path:
     )
     environment.filters |= {
         "duration": duration,
-        "math": math,
+        "math": formulas,
         "pretty": lambda v: json.dumps(v, indent=1, default=str),
     }
     page = environment.get_template("report.html.j2").render(
@@ -139,7 +139,7 @@ def write(root: Path) -> Path:
     return file
 
 
-def math(text: str) -> Markup:
+def formulas(text: str) -> Markup:
     """Text with L_<=5 and L_>5 set as formulas, everything else escaped."""
     return Markup(re.sub(r"L_(&lt;=|&gt;)(\w+)", _subscript, str(escape(text))))
 

@@ -43,9 +43,14 @@ class Job:
     def size(self) -> float:
         """Rough cost, to start the longest runs first."""
         config = self.config
-        positions = 64 if config.network.kind == "cnn" else 1
-        samples = config.batch_size or config.task.train
-        return samples * config.max_steps * config.network.width * positions
+        network, samples = config.network, config.batch_size or config.task.train
+        weights = network.depth * network.width
+        if network.kind == "cnn":
+            positions = 1024 if config.task.name == "cifar10" else 64
+            weights *= 9 * network.width * positions
+        elif network.depth > 2:
+            weights *= network.width
+        return samples * config.max_steps * weights
 
 
 @dataclass(frozen=True)
