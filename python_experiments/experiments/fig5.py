@@ -123,13 +123,13 @@ FIG5 = Experiment(
     plot=plot,
     remarks=(
         "A step spikes when it raises the loss of its own batch, the running training loss of the paper: by "
-        "Eq. 4 the residual of a batch of one point is multiplied by 1 - 2 rate / critical rate, up to a term "
-        "that vanishes with the width. The curve shows the loss of the whole training set.",
-        "The width is large so that the kernel moves little in a step. After two or three spikes the critical "
-        "rate of the doubled point itself has risen above the rate, and drawing it no longer spikes, as the "
-        "comparison with the critical rate says.",
-        "The comparison is with the critical rate before the step. Where the two are almost equal the loss can "
-        "fall all the same, because the kernel changes during the step: over seeds 0 to 9 this was so in 1 of 4,000 steps "
-        "(seed 9, rate over critical rate 1.03).",
+        "Eq. 4 the residual of a batch of one point is multiplied by 1 - 2 rate / critical rate, up to a "
+        "term that vanishes with the width. The curve shows the loss of the whole training set.",
+        "The width is large so that the kernel moves little in a step. After two or three spikes the "
+        "critical rate of the doubled point itself has risen above the rate, and drawing it no longer "
+        "spikes, as the comparison with the critical rate says.",
+        "The comparison is with the critical rate before the step. Where the two are almost equal the loss "
+        "can fall all the same, because the kernel changes during the step: over seeds 0 to 9 this was so in "
+        "1 of 4,000 steps (seed 9, rate over critical rate 1.03).",
     ),
 )
