@@ -29,7 +29,18 @@ class Section:
     groups: Mapping[str, Group]
     verdicts: list[Verdict]
     missing: int
-    image: str | None
+    image: bytes | None
+
+    @property
+    def source(self) -> str:
+        """The plot as the source of an image element."""
+        return "data:image/png;base64," + base64.b64encode(self.image or b"").decode()
+
+    @property
+    def wide(self) -> bool:
+        """Whether the plot has several columns, from width and height in the PNG's header."""
+        width, height = (int.from_bytes((self.image or bytes(24))[i : i + 4], "big") for i in (16, 20))
+        return width > 1.5 * height
 
     @property
     def anchor(self) -> str:
@@ -94,7 +105,7 @@ def sections(root: Path) -> list[Section]:
             image = None
             if "main" in groups:
                 files = style.save(experiment.plot(groups), root / "plots" / request.key)
-                image = "data:image/png;base64," + base64.b64encode(files[0].read_bytes()).decode()
+                image = files[0].read_bytes()
             found.append(
                 Section(
                     experiment,
@@ -124,7 +135,7 @@ def write(root: Path) -> Path:
     environment.filters |= {
         "duration": duration,
         "math": formulas,
-        "pretty": lambda v: json.dumps(v, indent=1, default=str),
+        "entries": entries,
     }
     page = environment.get_template("report.html.j2").render(
         sections=sections(root),
@@ -137,6 +148,11 @@ def write(root: Path) -> Path:
     file = root / "report.html"
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def entries(values: Mapping[str, Any]) -> str:
+    """One line for each entry: its name and its value as JSON."""
+    return "\n".join(f"{name}: {json.dumps(value)}" for name, value in values.items())
 
 
 def formulas(text: str) -> Markup:

@@ -97,7 +97,7 @@ def legend_above(ax: Axes, lines: Sequence[Line2D]) -> None:
 
 def plain_ticks(ax: Axes) -> None:
     """Whole steps on the x axis, and numbers such as 5, 10, 20 on a logarithmic y axis below two decades."""
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     low, high = ax.get_ylim()
     if high / low < 100:
         wide = high / low > 5

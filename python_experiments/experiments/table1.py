@@ -53,6 +53,12 @@ def _small_rate(config: RunConfig) -> Conditions:
     return {name: _with_batch(slow, BATCHES[name]) for name in ("5", "10", "50")}
 
 
+def _in_words(means: Mapping[str, float]) -> str:
+    return "batch " + ", ".join(
+        f"{name}: {value:.{3 if value < 1000 else 4}g}" for name, value in means.items()
+    )
+
+
 def _order(key: str, *, rising: bool, relative: bool = False) -> Measure:
     """Smallest gain from one batch size of Table 1 to the next smaller one, of the means over the seeds."""
 
@@ -60,8 +66,7 @@ def _order(key: str, *, rising: bool, relative: bool = False) -> Measure:
         means = mean_by_condition(group, key)
         largest_first = [means[name] for name in reversed(PAPER) if name in means]
         values = largest_first if rising else largest_first[::-1]
-        words = ", ".join(f"{name}: {value:.3g}" for name, value in means.items())
-        return Measured(smallest_step_up(values, relative=relative), f"batch {words}")
+        return Measured(smallest_step_up(values, relative=relative), _in_words(means))
 
     return measure
 
@@ -75,8 +80,7 @@ def _more_catapults(group: Group) -> Measured:
     values = [means[name] for name in reversed(BATCHES) if name in means]  # largest batch first
     while len(values) > 1 and values[1] == 0:
         values.pop(0)
-    words = ", ".join(f"{name}: {value:.3g}" for name, value in means.items())
-    return Measured(smallest_step_up(values) if len(values) > 1 else math.nan, f"batch {words}")
+    return Measured(smallest_step_up(values) if len(values) > 1 else math.nan, _in_words(means))
 
 
 def _alignment_at_5(group: Group) -> Measured:
