@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -141,6 +142,7 @@ def reproduce(
     """Run every experiment, test the claims and write the report."""
     experiments = list(registry.all_experiments().values())
     requests = _requests(experiments, preset, RatesName.relative, data, data_root, None)
+    _make_folder(out)  # before the runs: without it there is no report in the end either
     try:
         _execute(requests, out, data_root, jobs or _cpus(), threads)
     finally:
@@ -152,6 +154,7 @@ def report(out: Out = Path("runs")) -> None:
     """Render the stored results as one page, OUT/report.html, and their plots under OUT/plots."""
     from python_experiments.report import write
 
+    _make_folder(out)
     Console().print(f"report: {write(out)}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -171,6 +174,7 @@ def bench(
     """Measure this machine beside plain PyTorch, one JSON line each, appended to OUT/lines.jsonl."""
     from python_experiments.bench import main
 
+    _make_folder(out)
     try:
         main(names or [], out, repeats, threads, seconds=seconds, memory=memory)
     except ValueError as error:
@@ -197,6 +201,16 @@ def data_sets(data_root: DataRoot = None) -> None:
         images = f"{found.form}: {found.train} training and {found.test} test images"
         table.add_row(found.name, "no" if found.problem else images, found.problem or files)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder of results; one that cannot be made or written to is an error of one line."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out: cannot write to {str(out)!r} ({error.strerror})")
+    if not os.access(out, os.W_OK | os.X_OK):
+        fail(f"--out: cannot write to {str(out)!r} ({os.strerror(errno.EACCES)})")
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:
@@ -257,11 +271,9 @@ def _execute(
     from python_experiments import results, runner, training
 
     console = Console(soft_wrap=True, highlight=False)
-    try:
-        for request in requests:
-            results.remember(out, request)
-    except OSError as error:
-        fail(f"--out: cannot write to {str(out)!r} ({error.strerror})")
+    _make_folder(out)
+    for request in requests:
+        results.remember(out, request)
     todo, finished = runner.jobs_of(requests, out, training.data_root(data_root), threads)
     console.print(f"{len(todo)} runs to make, {finished} already finished, {workers} at a time")
     outcomes = runner.execute(todo, workers, console)

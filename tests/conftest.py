@@ -24,7 +24,7 @@ BUDGET = {
     "tests": 60,
     "tests/data": 30,
     "tests/engine": 90,
-    "tests/experiments": 90,
+    "tests/experiments": 150,
     "tests/gpu": 10,
     "tests/ops": 90,
     "tests/packaging": 120,

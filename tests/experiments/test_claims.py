@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from python_experiments import claims, registry
 from python_experiments.claims import Claim, Measured, Verdict, judge
-from tests.experiments.synthetic import catapult_run, diverging_run, fig3_groups
+from python_experiments.experiments import fig5, table1
+from tests.experiments.synthetic import batch_run, catapult_run, diverging_run, groups_of
 
 CONFIG = registry.get("fig3-fcn").presets["cpu"].config
 
@@ -80,12 +81,56 @@ def test_the_worst_run_decides():
     assert math.isnan(claims.worst({}, claims.spike_share).value)
 
 
-@pytest.mark.parametrize("name", ["fig2", "fig3-fcn"])
-def test_every_claim_of_a_catapult_holds_and_fails_on_its_control(name):
-    groups = fig3_groups()
-    for verdict in judge(registry.get(name).claims, groups):
+@pytest.mark.parametrize("name", registry.all_experiments())
+def test_every_claim_holds_and_fails_on_its_control(name):
+    groups = groups_of(name)
+    verdicts = judge(registry.get(name).claims, groups)
+    assert len(verdicts) == len(registry.get(name).claims) > 0
+    for verdict in verdicts:
         assert verdict.word == "holds", verdict
         assert verdict.control_fails is True
+        exchanged = groups | {"main": groups[verdict.claim.control], verdict.claim.control: groups["main"]}
+        assert judge([verdict.claim], exchanged)[0].word == "fails"
+
+
+@pytest.mark.parametrize("step", [0, 7, 199])
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_one_step_that_disagrees_is_enough(step, factor):
+    config = registry.get("fig5").presets["cpu"].config
+    run = batch_run(config, 0, rate=2.0)
+    assert fig5.agreement(run) == fig5.on_doubled(run) == 1.0
+    assert fig5.spikes(run).sum() == 2  # the doubled point is drawn once in each of the two epochs
+    metrics = run.metrics.copy()
+    metrics.loc[step + 1, "last_batch_loss"] = factor * metrics.loc[step, "loss"]
+    disagrees = (factor > 1) != bool(fig5.exceeds(run)[step])
+    changed = replace(run, metrics=metrics)
+    assert fig5.agreement(changed) == pytest.approx(1 - disagrees / 200)
+    assert (fig5.on_doubled(changed) == 1.0) == (factor < 1 or bool(fig5.doubled(run)[step]))
+
+
+@pytest.mark.parametrize(("index", "key"), [(0, "test_loss"), (1, "alignment"), (3, "catapults")])
+@pytest.mark.parametrize(("one", "other"), [("5", "10"), ("10", "50")])
+def test_two_batch_sizes_in_the_wrong_order_are_enough(index, key, one, other):
+    groups = groups_of("table1")
+    claim = registry.get("table1").claims[index]
+    assert claim.holds(claim.measure(groups["main"]))
+
+    def with_value(name, value):
+        return [replace(run, summary={**run.summary, key: value}) for run in groups["main"][name]]
+
+    values = {name: groups["main"][name][0].summary[key] for name in (one, other)}
+    wrong = groups["main"] | {one: with_value(one, values[other]), other: with_value(other, values[one])}
+    assert not claim.holds(claim.measure(wrong))
+
+
+def test_one_seed_that_has_not_found_the_directions_is_enough():
+    group = groups_of("table1")["main"]
+    claim = registry.get("table1").claims[2]
+    assert set(group) == set(table1.BATCHES)
+    first, *others = group["5"]
+    assert others
+    worse = replace(first, summary={**first.summary, "alignment": 0.89})
+    assert not claim.holds(claim.measure({**group, "5": [*others, worse]}))
 
 
 @pytest.mark.parametrize("name", ["fig2", "fig3-fcn"])

@@ -15,23 +15,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from python_experiments import registry, results, runner, training
-from python_experiments.cli import app
+from tests.experiments.helpers import call
 
+#: Cannot be made, since this file is no folder.
+UNWRITABLE = f"{__file__}/runs"
 EXPERIMENTS = ("fig2", "fig3-fcn", "fig3-cnn", "fig5", "table1")
-
-
-@pytest.fixture(autouse=True)
-def _no_data(monkeypatch):
-    monkeypatch.delenv("CATAPULT_DATA", raising=False)
-
-
-def call(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 def test_list_names_every_experiment_and_its_place_in_the_paper():
@@ -65,6 +55,11 @@ def test_info_is_json_and_data_says_what_is_where(tmp_path):
         (("run", "fig5", "--frobnicate"), "--frobnicate"),
         (("frobnicate",), "frobnicate"),
         (("report", "--out", __file__), "--out"),
+        (("run", "fig5", "--seeds", ""), "--seeds: expected integers"),
+        (("run", "fig5", "--preset", "smoke", "--out", UNWRITABLE), f"--out: cannot write to {UNWRITABLE!r}"),
+        (("reproduce", "--preset", "smoke", "--out", UNWRITABLE), f"--out: cannot write to {UNWRITABLE!r}"),
+        (("report", "--out", UNWRITABLE), f"--out: cannot write to {UNWRITABLE!r}"),
+        (("bench", "gram-128", "--out", UNWRITABLE), f"--out: cannot write to {UNWRITABLE!r}"),
     ],
 )
 def test_bad_input_gives_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, named):
@@ -74,16 +69,6 @@ def test_bad_input_gives_one_line_and_exit_code_2(tmp_path, monkeypatch, argumen
     assert result.stderr.count("\n") == 1, result.stderr
     assert named in result.stderr
     assert list(tmp_path.iterdir()) == []  # nothing was begun
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The folder of every experiment's smoke runs, on digits, two at a time."""
-    out = tmp_path_factory.mktemp("smoke")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CATAPULT_DATA", raising=False)
-        text = call("run", "all", "--preset", "smoke", "--out", out, "--jobs", "2").stdout
-    return out, text
 
 
 def test_every_smoke_preset_runs_and_its_claims_are_measured(smoke):
@@ -120,6 +105,23 @@ def test_finished_runs_are_not_run_again(smoke):
     text = call("run", "fig5", "fig2", "--preset", "smoke", "--out", out).stdout
     assert "0 runs to make, 5 already finished" in text
     assert {p: p.stat().st_mtime_ns for p in out.rglob("metrics.parquet")} == before
+
+
+def test_all_stands_for_every_experiment(smoke):
+    out, _ = smoke
+    text = call("run", "all", "--preset", "smoke", "--data", "digits", "--out", out).stdout
+    assert "0 runs to make, 17 already finished" in text
+    for name in EXPERIMENTS:
+        assert registry.get(name).request("smoke").key in text
+
+
+def test_two_at_a_time_from_nothing_to_verdicts(tmp_path):
+    arguments = ("run", "fig3-fcn", "--preset", "smoke", "--out", tmp_path / "new", "--jobs", "2")
+    text = call(*arguments).stdout
+    assert "3 runs to make, 0 already finished, 2 at a time" in text
+    assert text.count(": done (") == 3
+    assert "4 of 4 claims hold and fail on their controls" in text
+    assert "0 runs to make, 3 already finished" in call(*arguments).stdout
 
 
 def test_fig_2_shows_the_runs_of_fig_3(smoke):
@@ -220,6 +222,11 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, monkeypatch):
     assert "at all" in (tmp_path / "failures.log").read_text()
     missing = training.unfinished(tmp_path, registry.get("fig5").request("smoke"))
     assert [group for group, *_ in missing] == ["below every critical rate"]
+
+    monkeypatch.setattr(training, "schedule", real)  # again: only what is missing
+    arguments = ("run", "fig5", "--preset", "smoke", "--out", tmp_path)
+    assert "1 runs to make, 2 already finished" in call(*arguments).stdout
+    assert "0 runs to make, 3 already finished" in call(*arguments).stdout
 
 
 def job(tmp_path, config, seed=0):
