@@ -7,6 +7,7 @@ final parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -154,7 +155,8 @@ class BatchCriticalRate(Recorder):
 class AGOPAlignment(Recorder):
     """Cosine between the model's AGOP in evaluation mode and a reference EGOP (equation 6).
 
-    Column: `agop_alignment`; also recorded with the parameters of the best validation.
+    Column: `agop_alignment`; also recorded with the parameters of the best validation. NaN for a network that is
+    constant on the data: its AGOP is zero.
 
     Args:
         reference: (d, d) EGOP of the target, or AGOP of a strong model; any dtype and device.
@@ -181,4 +183,8 @@ class AGOPAlignment(Recorder):
         """Compute the AGOP and compare."""
         with evaluation_mode(step.model):
             g = agop(step.model, step.data.train.x if self.x is None else self.x)  # (d, d)
+        if not bool(g.any()):
+            return (
+                math.nan,
+            )  # a network that is constant on the data, all its units dead, aligns with nothing
         return (agop_alignment(g, self.reference.to(g)).item(),)

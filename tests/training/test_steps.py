@@ -312,3 +312,25 @@ def test_frozen_layers_stay_and_the_callers_random_state_too(recipe: Recipe) -> 
     torch.testing.assert_close(model[0].weight, before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_network_that_died_trains_on_and_aligns_with_nothing(recipe: Recipe) -> None:
+    """All units dead: the kernel and the AGOP are zero, which is a state of the network and no error."""
+    data = recipe.split()
+    model = torch.nn.Sequential(
+        torch.nn.Linear(recipe.d, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1, bias=False)
+    ).to(data.train.x.dtype)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)
+    history = train(
+        model,
+        data,
+        algorithm=SGD(4),
+        schedule=Constant(0.1),
+        recorders=[AGOPAlignment(reference=torch.eye(recipe.d), every=1), BatchCriticalRate()],
+        stop=Stop(max_steps=3),
+    )
+    assert history.result == "max_steps"
+    assert history.metrics["agop_alignment"].isna().all()
+    assert (history.metrics["catapult"].dropna() == 0).all()
