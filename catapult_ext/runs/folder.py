@@ -220,6 +220,7 @@ class RunSession:
                 f"{self._metrics.tell()}; delete the run folder to start anew"
             )
         self._metrics.truncate(size)
+        self._metrics.seek(size)  # truncating leaves the position behind the new end, and `tell` with it
         if stored is None:
             return None
         try:

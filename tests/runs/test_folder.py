@@ -292,3 +292,23 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path) 
         replace_file(file, full)
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
     assert file.read_text() == "old"
+
+
+def test_rows_beyond_the_checkpoint_are_cut_off_and_the_next_checkpoint_knows_it(tmp_path: Path) -> None:
+    """A kill can come after rows were flushed and before the next checkpoint, again and again."""
+    folder = RunFolder(tmp_path, "demo", {"a": 1}, 0)
+    with folder.open() as session:
+        assert session.resume() is None
+        session.append([{"step": 0}])
+        session.checkpoint({"step": 1})
+        session.append([{"step": 1, "note": "beyond the checkpoint" * 50}])
+    for step in range(1, 4):
+        with folder.open() as session:
+            found = session.resume()
+            assert found is not None
+            state, rows = found
+            assert state == {"step": step}
+            assert [row["step"] for row in rows] == list(range(step))
+            session.append([{"step": step}])
+            session.checkpoint({"step": step + 1})
+            session.append([{"step": step + 1, "note": "beyond the checkpoint" * 50}])
