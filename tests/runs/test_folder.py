@@ -309,6 +309,9 @@ def test_rows_beyond_the_checkpoint_are_cut_off_and_the_next_checkpoint_knows_it
             state, rows = found
             assert state == {"step": step}
             assert [row["step"] for row in rows] == list(range(step))
+            session.checkpoint(state)  # before any row was added
+        with folder.open() as session:
+            assert session.resume() == found
             session.append([{"step": step}])
             session.checkpoint({"step": step + 1})
             session.append([{"step": step + 1, "note": "beyond the checkpoint" * 50}])
