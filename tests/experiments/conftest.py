@@ -33,7 +33,7 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any
     """A folder and the JSON value that `make` returned for it; made by the first of several test processes."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # the one that all processes of this session share
+        root = root.parent  # the one that all pytest processes share
     folder, stored = root / name, root / f"{name}.json"
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
