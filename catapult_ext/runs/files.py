@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 __all__ = [
     "UnreadableFile",
+    "UnwritableFile",
     "read_json",
     "read_state",
     "replace_file",
     "sync_folder",
     "write_json",
     "write_state",
+    "writing",
 ]
 
 _TENSOR = "__tensor__"
@@ -28,6 +30,23 @@ _TENSOR = "__tensor__"
 
 class UnreadableFile(RuntimeError):
     """A file of a run folder is damaged; the message names it and says what to do."""
+
+
+class UnwritableFile(RuntimeError):
+    """A file of a run folder cannot be written: disk full, no permission; what was stored before is intact."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write into one line that names the file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise UnwritableFile(
+            f"{path}: cannot be written ({reason}); what was stored before is intact: make room or give "
+            "permission, then run again, and it goes on from its last checkpoint"
+        ) from error
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,19 +59,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         write: Receives the path of the temporary file, in the same folder, and writes it.
 
     Raises:
-        OSError: Writing failed; the temporary file is removed and `path` is as before.
+        UnwritableFile: Writing failed; the temporary file is removed and `path` is as before.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    with writing(path):
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

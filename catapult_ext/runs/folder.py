@@ -4,6 +4,7 @@
 |---|---|---|
 | `config.json` | format version, name, seed, configuration and its hash | once, first |
 | `environment.json` | versions, hardware, commit, one entry per start or resumption | at each start |
+| `data.json` and the like | what the caller notes about the run | once |
 | `metrics.jsonl` | one line per step | appended and flushed while the run lasts |
 | `resume.safetensors` | all that is needed to go on bit by bit | replaced at each checkpoint |
 | `metrics.parquet`, `tensors.safetensors`, `result.json` | the result | at the end |
@@ -39,6 +40,7 @@ from catapult_ext.runs.files import (
     sync_folder,
     write_json,
     write_state,
+    writing,
 )
 from catapult_ext.runs.host import bitwise_difference, environment
 
@@ -135,13 +137,15 @@ class RunFolder:
         Raises:
             RunError: Another process holds it, it is of a newer version, or its configuration differs.
             UnreadableFile: A file of it is damaged.
+            UnwritableFile: The folder or a file of it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RunError(f"{self.path}: another process is working on this run") from None
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise RunError(f"{self.path}: another process is working on this run") from None
         try:
             file = self.path / "config.json"
             if not file.exists():
@@ -160,15 +164,20 @@ class RunFolder:
 
     def _check_config(self, stored: Any) -> None:
         """Refuse a newer layout and a folder that holds another configuration."""
-        if not isinstance(stored, dict) or not isinstance(stored.get("format"), int):
-            raise UnreadableFile(f"{self.path / 'config.json'}: expected an object with an integer `format`")
-        if stored["format"] > FORMAT:
-            raise RunError(
-                f"{self.path}: written in format {stored['format']} by a newer version of catapult_ext; "
-                f"this one reads up to format {FORMAT}"
-            )
+        check_format(self.path, stored)
         if (difference := first_difference(stored, self._described(), "config")) is not None:
             raise RunError(f"{self.path}: holds another configuration ({difference})")
+
+
+def check_format(path: Path, stored: Any) -> None:
+    """Refuse the folder `path` when its `stored` config.json is none, or is of a newer layout."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("format"), int):
+        raise UnreadableFile(f"{path / 'config.json'}: expected an object with an integer `format`")
+    if stored["format"] > FORMAT:
+        raise RunError(
+            f"{path}: written in format {stored['format']} by a newer version of catapult_ext; "
+            f"this one reads up to format {FORMAT}"
+        )
 
 
 class RunSession:
@@ -200,6 +209,12 @@ class RunSession:
                 "into the configuration of the run, or delete the folder"
             )
 
+    def note(self, topic: str, described: Any) -> None:
+        """Store what a reader should know but no number depends on (where files lie, for example), once."""
+        file = self.path / f"{topic}.json"
+        if not file.exists():
+            write_json(file, described)
+
     def resume(self) -> tuple[Any, list[dict[str, Any]]] | None:
         """Open the metrics for writing, cut off what lies beyond the last checkpoint, and return that.
 
@@ -213,7 +228,9 @@ class RunSession:
         state_file, metrics_file = self.path / "resume.safetensors", self.path / "metrics.jsonl"
         stored = read_state(state_file) if state_file.exists() else None
         size = stored["metrics_bytes"] if stored else 0
-        self._metrics = open(metrics_file, "ab")  # noqa: SIM115  closed by close()
+        with writing(metrics_file):
+            # Unbuffered: a write that failed must not be tried again when the file is closed.
+            self._metrics = open(metrics_file, "ab", buffering=0)  # noqa: SIM115  closed by close()
         if self._metrics.tell() < size:
             raise UnreadableFile(
                 f"{metrics_file}: expected at least {size} bytes for the resume state beside it, got "
@@ -240,10 +257,20 @@ class RunSession:
 
         After a kill of the process they are there; after a loss of power only those up to the last
         checkpoint.
+
+        Raises:
+            UnwritableFile: The disk is full; no part of these rows is left in the file.
         """
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        self._metrics.write(lines.encode())
-        self._metrics.flush()
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+        start = self._metrics.tell()
+        with writing(self.path / "metrics.jsonl"):
+            try:
+                while lines:
+                    lines = lines[self._metrics.write(lines) :]
+            except OSError:
+                self._metrics.truncate(start)
+                self._metrics.seek(start)
+                raise
         self._next_flush = time.monotonic() + _FLUSH_SECONDS
 
     def checkpoint_due(self) -> bool:
@@ -256,7 +283,8 @@ class RunSession:
         Args:
             state: Tree of dicts, lists, tensors and JSON scalars that belongs to the rows appended so far.
         """
-        os.fsync(self._metrics.fileno())  # first: the state below refers to these bytes
+        with writing(self.path / "metrics.jsonl"):
+            os.fsync(self._metrics.fileno())  # first: the state below refers to these bytes
         stored = {"metrics_bytes": self._metrics.tell(), "state": state}
         write_state(self.path / "resume.safetensors", stored)
         self._next_checkpoint = time.monotonic() + self.folder.checkpoint_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import socket
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -20,21 +21,24 @@ __all__ = ["bitwise_difference", "environment"]
 
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "safetensors", "scikit-learn")
 # Numbers repeat bit by bit only where all of these are equal.
-_BITWISE = ("catapult_ext", "torch", "cpu", "threads", "simd", "gpus")
+_BITWISE = ("catapult_ext", "torch", "cpu", "threads", "simd", "gpu")
 
 
 def environment() -> dict[str, Any]:
     """Describe this process and machine.
 
     Returns:
-        A JSON tree: time (UTC), command, python, catapult_ext and torch versions, the other packages, cpu
-        model and count, threads (of torch), memory in bytes, gpus, commit of the package and of the working
-        folder (None outside of git), simd level, build_info.
+        A JSON tree: time (UTC), command, host, pid, python, catapult_ext and torch versions, the other
+        packages, cpu model and count, threads (of torch), memory in bytes, gpus, the gpu that this process
+        uses (None where it uses none), commit of the package and of the working folder (None outside of git),
+        simd level, build_info.
     """
     build = catapult_ext.build_info()
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "catapult_ext": catapult_ext.__version__,
@@ -45,6 +49,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "commit": {
             "catapult_ext": _commit(Path(catapult_ext.__file__).parent),
             "working_folder": _commit(Path.cwd()),

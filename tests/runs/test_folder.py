@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catapult_ext as cx
-from catapult_ext.runs import FORMAT, RunError, RunFolder, UnreadableFile, config_hash, describe
+from catapult_ext.runs import (
+    FORMAT,
+    RunError,
+    RunFolder,
+    UnreadableFile,
+    UnwritableFile,
+    config_hash,
+    describe,
+)
 from catapult_ext.runs.files import read_state, replace_file, write_state
 
 
@@ -288,7 +296,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path) 
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UnwritableFile, match=r"/a: cannot be written \(No space left on device\)"):
         replace_file(file, full)
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
     assert file.read_text() == "old"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import run_task
 import torch
 
 import catapult_ext as cx
+from catapult_ext.runs import RunError, RunFolder, StoredRun, UnwritableFile
 
 KINDS = ["gd", "sgd", "batchnorm"]
 
@@ -116,34 +120,149 @@ def test_a_run_goes_on_from_its_last_checkpoint_not_from_the_start(
     assert len(steps_made) == 4  # 12 in all
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments(kills: int, tmp_path: Path) -> None:
-    steps, generator = 350 * kills, random.Random(time.time_ns())
-    command = [sys.executable, run_task.__file__, str(tmp_path / "killed"), "sgd", str(steps)]
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """A process that makes runs in processes of their own, see `run_task`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    left_at: list[int] = []
-    for _ in range(kills):
-        child = subprocess.Popen(command, env=environment, cwd=tmp_path)
-        deadline = time.monotonic() + 60
-        state = "**/resume.safetensors"
-        before = {f.stat().st_mtime_ns for f in (tmp_path / "killed").glob(state)}
-        while {f.stat().st_mtime_ns for f in (tmp_path / "killed").glob(state)} in (set(), before):
-            assert child.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.05))
-        assert child.poll() is None, "the run ended before it could be killed"
-        os.kill(child.pid, signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
-        folder = run_task.only_folder(tmp_path / "killed")
-        assert not (folder / "finished").exists()
-        left_at.append((folder / "metrics.jsonl").read_bytes().count(b"\n"))
-    assert left_at == sorted(left_at)
-    assert left_at[0] > 0
-    assert left_at[-1] < steps
-    resumed = run_task.run(tmp_path / "killed", "sgd", steps=steps, checkpoint_seconds=1e9)
+    with subprocess.Popen(
+        [sys.executable, run_task.__file__],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+class Child:
+    """A run in a process of its own."""
+
+    def __init__(self, server: subprocess.Popen[str], root: Path, steps: int) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self.output = server.stdout
+        server.stdin.write(f"{root} sgd {steps}\n")
+        server.stdin.flush()
+        self.pid = int(self.output.readline())
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+    def wait(self) -> int:
+        return int(self.output.readline())
+
+
+def wait_for_checkpoint(root: Path, later_than: int = 0) -> int:
+    """Wait for a checkpoint below `root` that is younger than that; its time."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = [f.stat().st_mtime_ns for f in root.glob("**/resume.safetensors")]
+        if found and found[0] > later_than:
+            return found[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(kills: int, tmp_path: Path, server: subprocess.Popen[str]) -> None:
+    """Half of the kills come anywhere in the start, half anywhere in the work after a checkpoint was made."""
+    steps, root, generator = 150 * kills, tmp_path / "killed", random.Random(time.time_ns())
+    checkpoint = 0
+    for point in range(kills):
+        child = Child(server, root, steps)
+        if point % 2:
+            checkpoint = wait_for_checkpoint(root, checkpoint)
+        time.sleep(generator.uniform(0, 0.08))
+        child.kill()
+        assert not list(root.glob("**/finished"))
+    left = (run_task.only_folder(root) / "metrics.jsonl").read_bytes().count(b"\n")
+    assert 0 < left < steps
+    resumed = run_task.run(root, "sgd", steps=steps, checkpoint_seconds=1e9)
     whole = run_task.run(tmp_path / "whole", "sgd", steps=steps, checkpoint_seconds=1e9)
     assert_same(resumed, whole)
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(
+    tmp_path: Path, server: subprocess.Popen[str]
+) -> None:
+    root, steps = tmp_path / "shared", 200
+    child = Child(server, root, steps)
+    wait_for_checkpoint(root)
+    folder = run_task.only_folder(root)
+    assert StoredRun(folder).state == "running"
+    with pytest.raises(RunError, match=f"{folder}: another process is working on this run"):
+        run_task.run(root, "sgd", steps=steps)
+    assert child.wait() == 0
+    assert StoredRun(folder).state == "finished"
+    assert_same(run_task.run(root, "sgd", steps=steps), run_task.run(tmp_path / "whole", "sgd", steps=steps))
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def assert_refused(root: Path, reason: str) -> str:
+    """A run in `root` fails on a file that cannot be written; the name of that file. Nothing half is left."""
+    with pytest.raises(UnwritableFile, match=rf"cannot be written \(.*{reason}") as caught:
+        run_task.run(root, "sgd")
+    assert not list(root.glob("**/finished"))
+    assert not list(root.glob("**/.*.tmp"))
+    for lines in root.glob("**/metrics.jsonl"):
+        pd.read_json(lines, lines=True)  # whole lines only
+    return Path(str(caught.value).split(": cannot")[0]).name
+
+
+def test_files_that_cannot_grow_are_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    whole = run_task.run(tmp_path / "whole", "sgd")
+    named = set()
+    for size in (10, 400, 1000, 3000, 5000, 6000, 7000):
+        with largest_file(size):
+            named.add(assert_refused(tmp_path / "full", "File too large"))
+    assert {"config.json", "training.json", "resume.safetensors"} <= named
+    folder = RunFolder(tmp_path, "lines", {}, 0)
+    with folder.open() as session:
+        session.resume()
+        session.append([{"step": step} for step in range(20)])
+        with largest_file(500), pytest.raises(UnwritableFile, match=r"metrics.jsonl: cannot be written"):
+            session.append([{"step": step} for step in range(20, 100)])
+    assert len(pd.read_json(folder.path / "metrics.jsonl", lines=True)) == 20
+    assert_same(run_task.run(tmp_path / "full", "sgd"), whole)
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"no small file system can be mounted here: {made.stderr.strip()}")
+    try:
+        whole = run_task.run(tmp_path / "whole", "sgd")
+        ballast = disk / "ballast"
+        for room in (0, 8, 16, 32):  # KiB that are left to the run
+            with open(ballast, "ab", buffering=0) as file:
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+                file.truncate(file.tell() - room * 1024)
+            assert_refused(disk / "runs", "No space left on device")
+        ballast.unlink()
+        assert_same(run_task.run(disk / "runs", "sgd"), whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_finished_run_is_loaded_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
