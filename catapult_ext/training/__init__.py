@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from catapult_ext.training.algorithms import GD, SGD, BatchOrder
+from catapult_ext.training.algorithms import (
+    GD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Algorithm,
+    BatchOrder,
+    RMSprop,
+)
+from catapult_ext.training.cadence import AroundSpikes, LogSpaced
+from catapult_ext.training.callbacks import Callback
 from catapult_ext.training.evaluation import Evaluation, Labels, evaluate
 from catapult_ext.training.history import Best, History
-from catapult_ext.training.recorders import AGOPAlignment, BatchCriticalRate, Recorder, Spectrum, Step
-from catapult_ext.training.schedules import Constant, Schedule, Stepwise
+from catapult_ext.training.recorders import (
+    AGOP,
+    AGOPAlignment,
+    BatchCriticalRate,
+    CriticalRate,
+    ParameterNorms,
+    Recorder,
+    Spectrum,
+    Step,
+)
+from catapult_ext.training.schedules import Constant, Cyclical, Measurement, Schedule, Stepwise, WarmUp
 from catapult_ext.training.stop import Stop
 from catapult_ext.training.trainer import train
 
 __all__ = [
+    "AGOP",
     "GD",
     "SGD",
     "AGOPAlignment",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "Algorithm",
+    "AroundSpikes",
     "BatchCriticalRate",
     "BatchOrder",
     "Best",
+    "Callback",
     "Constant",
+    "CriticalRate",
+    "Cyclical",
     "Evaluation",
     "History",
     "Labels",
+    "LogSpaced",
+    "Measurement",
+    "ParameterNorms",
+    "RMSprop",
     "Recorder",
     "Schedule",
     "Spectrum",
     "Step",
     "Stepwise",
     "Stop",
+    "WarmUp",
     "evaluate",
     "train",
 ]

@@ -11,11 +11,14 @@ from torch import nn
 
 from catapult_ext.data import Dataset, Split
 from catapult_ext.runs import describe
-from catapult_ext.training.algorithms import GD, SGD
+from catapult_ext.training.algorithms import Algorithm
+from catapult_ext.training.cadence import AroundSpikes
+from catapult_ext.training.callbacks import Callback
 from catapult_ext.training.evaluation import Labels
 from catapult_ext.training.recorders import Recorder
-from catapult_ext.training.schedules import Schedule
+from catapult_ext.training.schedules import Schedule, check_schedule
 from catapult_ext.training.stop import Stop
+from catapult_ext.training.update import parameters_and_buffers
 
 __all__ = ["Job"]
 
@@ -29,7 +32,7 @@ class Job:
 
     model: nn.Module
     data: Split
-    algorithm: GD | SGD
+    algorithm: Algorithm
     schedule: Schedule
     stop: Stop
     recorders: tuple[Recorder, ...]
@@ -38,6 +41,8 @@ class Job:
     validate_every: int
     best_by: str
     evaluation_chunk: int
+    one_pass: bool
+    callbacks: tuple[Callback, ...]
     check_every: int
     columns: tuple[str, ...]
     labels: Labels | None
@@ -47,7 +52,7 @@ class Job:
         cls,
         model: nn.Module,
         data: Split | Dataset,
-        algorithm: GD | SGD,
+        algorithm: Algorithm,
         schedule: Schedule,
         stop: Stop,
         recorders: Sequence[Recorder],
@@ -56,6 +61,8 @@ class Job:
         validate_every: int | None,
         best_by: str,
         evaluation_chunk: int,
+        one_pass: bool | None,
+        callbacks: Sequence[Callback],
     ) -> Job:
         """Check every argument of `train`; errors name the argument, what was expected and what came."""
         if not isinstance(model, nn.Module):
@@ -64,13 +71,15 @@ class Job:
             data = Split(train=data, validation=None, test=None)
         if not isinstance(data, Split):
             raise TypeError(f"data: expected a Split or a Dataset, got {type(data).__name__}")
-        if not isinstance(algorithm, (GD, SGD)):
-            raise TypeError(f"algorithm: expected GD() or SGD(batch_size), got {algorithm!r}")
+        if not isinstance(algorithm, Algorithm):
+            raise TypeError(f"algorithm: expected one such as GD() or SGD(batch_size), got {algorithm!r}")
         if not isinstance(stop, Stop):
             raise TypeError(f"stop: expected a Stop, got {type(stop).__name__}")
-        if not (hasattr(schedule, "lr") and hasattr(schedule, "measures")):
-            raise TypeError(
-                f"schedule: expected a schedule such as Constant(lr), got {type(schedule).__name__}"
+        check_schedule(schedule)
+        if schedule.relative_to_critical and algorithm.critical_factor is None:
+            raise ValueError(
+                f"schedule: expected absolute rates with {type(algorithm).__name__}, which rescales gradients and so "
+                f"has no critical rate n c / lambda_1, got {schedule!r}"
             )
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(f"seed: expected an integer, got {seed!r}")
@@ -82,16 +91,28 @@ class Job:
             raise ValueError(f'best_by: expected "loss" or "error", got {best_by!r}')
         if best_by == "error" and labels is None:
             raise ValueError('best_by: expected "loss", since the targets are no class labels, got "error"')
-        epoch = 1
-        if isinstance(algorithm, SGD):
-            algorithm.order(n, seed)
-            epoch = algorithm.steps_per_epoch(n)
-        default = epoch if isinstance(algorithm, SGD) else 10
+        algorithm.order(n, seed)
+        epoch = algorithm.steps_per_epoch(n)
+        default = 10 if algorithm.batch_size is None else epoch
+        if stop.patience is not None and data.validation is None:
+            raise ValueError(
+                f"patience: expected a validation set to go by, got none (patience={stop.patience})"
+            )
         for name, value in (("validate_every", validate_every), ("evaluation_chunk", evaluation_chunk)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
         recorders = tuple(recorders)
         _check_recorders(recorders, algorithm, data.train, probe)
+        dense = [r.every for r in recorders if isinstance(r.every, AroundSpikes)]
+        _check_memory(model, dense)
+        if one_pass and dense:
+            raise ValueError(
+                "one_pass: expected None or False with AroundSpikes, which observes steps again, got True"
+            )
+        callbacks = tuple(callbacks)
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks: expected Callback objects, got {type(callback).__name__}")
         columns = COLUMNS
         if data.validation is not None:
             columns += ("validation_loss",) if labels is None else ("validation_loss", "validation_error")
@@ -111,6 +132,8 @@ class Job:
             validate_every=validate_every or default,
             best_by=best_by,
             evaluation_chunk=evaluation_chunk,
+            one_pass=not dense if one_pass is None else one_pass,
+            callbacks=callbacks,
             check_every=stop.every or epoch,
             columns=columns,
             labels=labels,
@@ -125,7 +148,7 @@ class Job:
         buffers = [[n, list(b.shape), str(b.dtype)] for n, b in self.model.named_buffers()]
         fields = (
             *("algorithm", "schedule", "stop", "recorders", "seed"),
-            *("validate_every", "best_by", "evaluation_chunk"),
+            *("validate_every", "best_by", "evaluation_chunk", "one_pass"),
         )
         return {
             **{name: describe(getattr(self, name), name) for name in fields},
@@ -171,7 +194,7 @@ def _check_tensors(model: nn.Module, name: str, data: Dataset, train: Dataset) -
 
 
 def _check_recorders(
-    recorders: Sequence[Recorder], algorithm: GD | SGD, train: Dataset, probe: Dataset | None
+    recorders: Sequence[Recorder], algorithm: Algorithm, train: Dataset, probe: Dataset | None
 ) -> None:
     for recorder in recorders:
         if not isinstance(recorder, Recorder):
@@ -180,10 +203,21 @@ def _check_recorders(
         if recorder.observes == "set" and recorder.eigenpairs > rows:
             raise ValueError(f"k: expected at most the {rows} kernel rows, got {recorder.eigenpairs}")
     observers_of_sets = [type(r).__name__ for r in recorders if r.observes == "set"]
-    if probe is None and isinstance(algorithm, SGD) and observers_of_sets:
+    if probe is None and algorithm.batch_size is not None and observers_of_sets:
         raise ValueError(
-            f"probe: expected a Dataset for {observers_of_sets[0]}, since steps of SGD see batches only; "
+            f"probe: expected a Dataset for {observers_of_sets[0]}, since its steps see batches only; "
             "probe=data.train observes the whole training set"
         )
     if probe is not None and not observers_of_sets:
         raise ValueError("probe: expected a recorder that observes it, such as Spectrum(), got none")
+
+
+def _check_memory(model: nn.Module, cadences: Sequence[AroundSpikes]) -> None:
+    """Copies of the parameters and buffers have to fit into the bound of each cadence that keeps them."""
+    size = sum(t.numel() * t.element_size() for t in parameters_and_buffers(model).values())
+    for every in cadences:
+        if (every.before + 1) * size > every.max_bytes:
+            raise ValueError(
+                f"max_bytes: expected at least {(every.before + 1) * size} bytes for {every.before + 1} copies of the "
+                f"model, got {every.max_bytes}; before={max(0, every.max_bytes // size - 1)} fits"
+            )

@@ -159,7 +159,12 @@ def test_metrics_table_grows_and_gives_rows_back() -> None:
     table = MetricsTable(["step", "loss", "catapult"])
     values = np.random.default_rng(0).standard_normal(2500)
     for t in range(2500):
-        table.append([t, values[t] if t % 3 else float("nan"), float("nan") if t % 2 else t % 4 == 0])
+        table.begin_row()
+        table.put(t, "step", t)
+        if t % 3:
+            table.put(t, "loss", values[t])
+        if t % 2 == 0:
+            table.put(t, "catapult", t % 4 == 0)
     again = MetricsTable(table.names)
     again.append_records(table.records())
     frame = table.frame()
@@ -171,6 +176,7 @@ def test_metrics_table_grows_and_gives_rows_back() -> None:
     assert frame["catapult"][:4].tolist()[::2] == [True, False]
     assert frame["catapult"].isna().sum() == 1250
     assert table.records(2499) == [{"step": 2499}]  # 2499 is odd and a multiple of 3
+    assert table.records(4, 5) == [{"step": 4, "loss": values[4], "catapult": True}]
     assert table.records(4)[0] == {"step": 4, "loss": values[4], "catapult": True}
 
 
