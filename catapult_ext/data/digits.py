@@ -44,8 +44,10 @@ def _read(_root: Path) -> Reading:
 DIGITS = ImageSet(
     name="digits",
     class_names=tuple("0123456789"),
+    pair=(7, 9),
     white=16,
     statistics=None,
     read=_read,
     embedded=True,
+    by_hand="nothing is missing: it ships with scikit-learn",
 )

@@ -2,89 +2,106 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["ImageSet", "Pool", "Reading", "find_folder"]
+__all__ = ["Download", "ImageSet", "Images", "Pool", "Reading"]
 
-_SEARCH_DEPTH = 4  # folders below the root: cifar10/exact_partial/cifar-10-batches-py is at depth 3
+
+class Images(Protocol):
+    """Images in file order, of which any may still be in their file: an array is one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the integer rows (n,): (n, channels, height, width) in the dtype of the file."""
+        ...
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images that a split draws from: (N, channels, height, width) in file order, and class indices (N,)."""
+    """Images that a split draws from, (N, channels, height, width) in file order, and class indices (N,)."""
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An image set as found: training and validation samples come from `train`, test samples from `test`.
+    """An image set as found.
 
     Attributes:
-        form: "official" (the published bytes), "partial" (fewer images), "unverified" (complete, but not the
-            published bytes) or "embedded" (ships with a library).
-        files: what was read, one dict per file with "path" (relative to the root), "rows" and what else is
-            known.
-        train: training pool.
+        form: "official" (the published bytes), "partial" (fewer images), "unverified" (complete, but not known
+            to be the published bytes), "derived" (made from the set; pixels differ) or "embedded" (ships with
+            a library).
+        files: what was read, one dict per file (`files.record`).
+        train: training pool; validation samples come from it, too, unless there is a pool of their own.
         test: test pool.
+        validation: official validation pool, where the set has one.
+        info: what else the record of every part should say.
     """
 
     form: str
     files: list[dict[str, Any]]
     train: Pool
     test: Pool
+    validation: Pool | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Download:
+    """One official file.
+
+    Attributes:
+        url: where it is published.
+        md5: its published MD5 sum.
+        folder: where it goes, below the data root.
+        unpack: members to take from it, where it is a tar archive; None keeps the file as it is.
+    """
+
+    url: str
+    md5: str
+    folder: str
+    unpack: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One image set. A new set is a file with one of these and its line in `images.py`.
+    """One image set. A new set is a file with one of these and its line in `sets.py`.
 
     Attributes:
         name: as in `cx.data.load(name)`.
         class_names: name of each class; the index is the class.
+        pair: the two classes taken by default, those of the paper.
         white: pixel value of full brightness; pixels are divided by it.
         statistics: per-channel (mean, std) of the divided pixels that normalise by default, and where they
             come from; None measures them on the training split.
-        read: from the data root to the images. Raises FileNotFoundError where they are not there, ValueError
-            where a file is not what it should be.
+        read: from the data root and the `options` to the images. Raises FileNotFoundError where they are not
+            there, ValueError where a file is not what it should be.
+        options: names of the further arguments of `load` that `read` takes.
+        neighbours: up to so many rows in succession may show the same thing, so that validation samples are
+            taken from the end of the pool and not at random.
         embedded: it ships with a library and needs no data root.
-        layout: what to put where, for the message about a missing root.
+        layout: what to put where, for the message about what is missing.
+        downloads: the official files, for `fetch`.
+        by_hand: why `fetch` cannot get it, where it cannot.
     """
 
     name: str
     class_names: tuple[str, ...]
+    pair: tuple[int, int]
     white: float
     statistics: tuple[tuple[float, ...], tuple[float, ...], str] | None
-    read: Callable[[Path], Reading]
+    read: Callable[..., Reading]
+    options: tuple[str, ...] = ()
+    neighbours: int = 1
     embedded: bool = False
     layout: str = ""
-
-
-def find_folder(root: Path, name: str, layout: str) -> Path:
-    """The one folder called `name` at or below the root.
-
-    Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where there are several.
-    """
-    found = [root] if root.resolve().name == name else []
-    for folder, below, _ in os.walk(root, followlinks=True):
-        if name in below:
-            found.append(Path(folder, name))
-        depth = len(Path(folder).relative_to(root).parts)
-        below[:] = sorted(b for b in below if b != name) if depth + 1 < _SEARCH_DEPTH else []
-    if not found:
-        raise FileNotFoundError(f"no folder {name} under {root}: {layout}")
-    if len(found) > 1:
-        raise ValueError(
-            f"several folders {name} under {root} ({', '.join(str(f.relative_to(root)) for f in found)}): "
-            "point the data root at the one that is meant"
-        )
-    return found[0]
+    downloads: tuple[Download, ...] = ()
+    by_hand: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catapult_ext as cx
-from catapult_ext.data import cifar10
+from catapult_ext.data import LabelNoise, cifar10
 
+SETS = ["cifar10", "cifar10-jpeg", "svhn", "fashion-mnist", "usps", "celeba", "digits"]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -281,7 +283,7 @@ def test_normalisation_can_be_chosen(root):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "mnist"}, "name must be one of cifar10, digits; got 'mnist'"),
+        ({"name": "mnist"}, "name must be one of cifar10, cifar10-jpeg, svhn, .*digits; got 'mnist'"),
         ({"classes": (7, 10)}, "classes of cifar10 must be integers from 0 to 9, got 10"),
         ({"classes": (7, "truck")}, "classes of cifar10 must be integers from 0 to 9, got 'truck'"),
         ({"classes": (7,)}, r"classes must be at least two different ones, got \(7,\)"),
@@ -290,6 +292,14 @@ def test_normalisation_can_be_chosen(root):
         ({"validation": -1}, "validation must be an integer of at least 0, got -1"),
         ({"test": 1.5}, r"test must be an integer of at least 0, got 1\.5"),
         ({"seed": -3}, "seed must be an integer of at least 0, got -3"),
+        ({"classes": "all"}, "classes must be class indices, None or \"pair\"; got 'all'"),
+        ({"pool": "all"}, "pool must be one of official, pooled; got 'all'"),
+        ({"attribute": "Smiling"}, "attribute is an argument of celeba, not of cifar10"),
+        ({"image_size": 8}, "image_size is an argument of celeba, not of cifar10"),
+        ({"label_noise": 1.5}, r"label_noise: fraction must be a number from 0 to 1, got 1\.5"),
+        ({"label_noise": True}, "label_noise: fraction must be a number from 0 to 1, got True"),
+        ({"label_noise": "10%"}, "label_noise: fraction must be a number from 0 to 1, got '10%'"),
+        ({"label_noise": LabelNoise(0.1, classes=(1,))}, r"classes must be among the chosen \(7, 9\), got"),
         ({"selection": "best"}, "selection must be one of random, balanced, first; got 'best'"),
         ({"normalization": "zca"}, "normalization must be .* of 3 finite numbers each.*got 'zca'"),
         ({"normalization": ([0.0], [1.0])}, "normalization must be .* of 3 finite numbers each"),
@@ -334,7 +344,8 @@ def test_missing_root_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"CATAPULT_DATA is .*nowhere, which is no folder"):
         cx.data.load("cifar10")
     with pytest.raises(
-        FileNotFoundError, match=r"no folder cifar-10-batches-py under .*: put cifar-10-batches-py/"
+        FileNotFoundError,
+        match=r"no cifar-10-batches-py or cifar-10-batches-bin under .*: put cifar-10-batches-py/",
     ):
         cx.data.load("cifar10", root=tmp_path)
 
@@ -348,9 +359,10 @@ def test_the_environment_names_the_root(monkeypatch, root):
 def test_available_lists_every_set(monkeypatch, root, tmp_path):
     monkeypatch.delenv("CATAPULT_DATA", raising=False)
     found = {item.name: item for item in cx.data.available()}
-    assert set(found) == {"cifar10", "digits"}
-    assert found["cifar10"].form is None
-    assert "CATAPULT_DATA" in found["cifar10"].problem
+    assert list(found) == SETS
+    for name in SETS[:-1]:
+        assert found[name].form is None
+        assert re.match(rf"{name}: no data root; set CATAPULT_DATA .* and put ", found[name].problem)
     assert (found["digits"].form, found["digits"].train, found["digits"].test) == ("embedded", 1197, 600)
     found = {item.name: item for item in cx.data.available(root)}
     assert (found["cifar10"].form, found["cifar10"].train, found["cifar10"].test) == ("partial", 100, 20)
@@ -363,5 +375,5 @@ def test_available_lists_every_set(monkeypatch, root, tmp_path):
 def test_two_copies_are_not_guessed_between(write_cifar):
     write_cifar(below="a")
     root = write_cifar(below="b/c")
-    with pytest.raises(ValueError, match=r"several folders .*a/cifar-10-batches-py, b/c/cifar-10-batches-py"):
+    with pytest.raises(ValueError, match=r"several of .*a/cifar-10-batches-py, b/c/cifar-10-batches-py"):
         cx.data.load("cifar10", root=root)
