@@ -165,6 +165,7 @@ class Availability:
         test: number of test images.
         files: what was read.
         problem: why the set cannot be loaded and what to do; None where it can.
+        fetchable: whether `fetch` can get its official files.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Availability:
     test: int
     files: list[dict[str, Any]]
     problem: str | None
+    fetchable: bool
 
 
 def available(
@@ -191,14 +193,15 @@ def available(
     found = []
     for name in SETS if names is None else names:
         image_set = named(name)
+        fetchable = bool(image_set.downloads)
         try:
             reading = read(image_set, root)
         except (FileNotFoundError, ValueError) as error:
-            found.append(Availability(name, None, 0, 0, 0, [], str(error)))
+            found.append(Availability(name, None, 0, 0, 0, [], str(error), fetchable))
         else:
             validation = 0 if reading.validation is None else len(reading.validation.labels)
             sizes = len(reading.train.labels), validation, len(reading.test.labels)
-            found.append(Availability(name, reading.form, *sizes, reading.files, None))
+            found.append(Availability(name, reading.form, *sizes, reading.files, None, fetchable))
     return found
 
 
