@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -60,8 +61,10 @@ def _found(found: cx.data.Availability) -> str:
 def _files(found: cx.data.Availability) -> str:
     if found.problem is not None:
         return found.problem + (f"; or: catapult data fetch {found.name}" if found.fetchable else "")
-    checks = [str(file.get("check", "")) for file in found.files]
-    return "\n".join(
-        f"{file['path']}" + (f": {_CHECKS[check]}" if check in _CHECKS else "")
-        for file, check in zip(found.files, checks, strict=True)
-    )
+    return "\n".join(map(_file, found.files))
+
+
+def _file(file: dict[str, Any]) -> str:
+    rows = f" ({file['rows']} rows)" if "rows" in file else ""
+    check = f": {_CHECKS[file['check']]}" if "check" in file else ""
+    return f"{file['path']}{rows}{check}"

@@ -70,18 +70,16 @@ class Jpegs:
         """(3, height, width)."""
         from PIL import Image  # needed here only
 
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-            if image.size != self.size:  # known before anything is decoded
-                raise ValueError(f"the image is {_by(image.size)} pixels, expected {_by(self.size)}")
-            if image.mode != "RGB":
-                raise ValueError(f"the image has mode {image.mode}, expected RGB")
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as file:
+            if file.size != self.size:  # known before anything is decoded
+                raise ValueError(f"the image is {_by(file.size)} pixels, expected {_by(self.size)}")
+            if file.mode != "RGB":
+                raise ValueError(f"the image has mode {file.mode}, expected RGB")
+            image = file.crop(self.box or (0, 0, *self.size))
             height, width = self.shape
-            box = self.box or (0, 0, *self.size)
-            image.load()
-            if (box[2] - box[0], box[3] - box[1]) == (width, height):
-                pixels = np.asarray(image.crop(box))
-            else:
-                pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)  # [height, width, 3]
         return pixels.transpose(2, 0, 1)  # [3, height, width]
 
 
