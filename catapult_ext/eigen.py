@@ -5,6 +5,7 @@ Letters: n rows of a kernel (samples times outputs), k eigenpairs. Nothing here 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -121,4 +122,14 @@ def critical_lr(kernel: Tensor, *, momentum: float = 0.0) -> Tensor:
     rows = kernel.shape[-1]
     if rows == 0:
         raise ValueError(f"kernel: expected at least one row, got shape {tuple(kernel.shape)}")
-    return (1.0 + momentum) * rows / norm.clamp_min(0.0)
+    return rate_at_norm(norm, (1.0 + momentum) * rows)
+
+
+def rate_at_norm(norm: Tensor, rows: float) -> Tensor:
+    """Rows / lambda_1, infinite where lambda_1 is not positive."""
+    if (
+        norm.dim() == 0 and norm.is_cpu
+    ):  # one number: plain arithmetic, on the path of every small training step
+        value = norm.item()
+        return norm.new_full((), rows / value if value > 0.0 else math.inf)
+    return rows / norm.clamp_min(0.0)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _C
 from catapult_ext.errors import UnsupportedModule
 
 __all__ = ["ModelState", "select_parameters"]
@@ -126,9 +127,13 @@ class Untouched:
         return self._committed
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        drew = not torch.equal(self._random, self._generator.get_state())
+        before, now = (
+            self._random,
+            self._generator.get_state(),
+        )  # [bytes] on the CPU, also for CUDA generators
+        drew = not _C.same_bytes(before.data_ptr(), now.data_ptr(), before.numel())
         if drew:
-            self._generator.set_state(self._random)
+            self._generator.set_state(before)
         if self._before:
             with torch.no_grad():
                 self._restore_buffers()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.eigen import TopEigh, top_eigh
+from catapult_ext.eigen import TopEigh, rate_at_norm, top_eigh
 from catapult_ext.errors import NonFinite
 from catapult_ext.graph.plan import Use
 from catapult_ext.losses import decompose_loss
@@ -81,17 +81,37 @@ class LossGradient:
     def step_(self, rate: float) -> None:
         """Parameter -= rate gradient for every parameter."""
         parameters = self._state.parameters
-        for entries in self._uses.values():  # all checks before the first update
-            for _, _, data in entries:
-                data.check_unchanged()
-        for i, gradient in self._swept.items():
-            parameters[i].sub_(gradient, alpha=rate)
-        # Features, sensitivities and residual are there: no update can change what the next one needs.
-        scaled = rate * self._scale
+        storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        updates: list[ops.RankUpdate] = []
         for i, entries in self._uses.items():
             if i not in self._swept:
-                for use, factor, data in entries:
-                    data.site.rule.step_(data, use, factor, self._residual, parameters[i], scaled)
+                found = self._rank_updates(i, entries, storages, -rate * self._scale)
+                if found is None:
+                    self.dense(i)
+                else:
+                    updates += found
+        # What the updates read is no parameter's memory: none can change what another needs.
+        ops.rank_updates_(updates)
+        if self._swept:
+            with torch.no_grad():
+                for i, gradient in self._swept.items():
+                    parameters[i].sub_(gradient, alpha=rate)
+
+    def _rank_updates(
+        self, i: int, entries: list[tuple[Use, float, SiteData]], storages: set[int], scale: float
+    ) -> list[ops.RankUpdate] | None:
+        """The step of a parameter as products that need no memory, or None where some use has none."""
+        updates: list[ops.RankUpdate] = []
+        for use, factor, data in entries:
+            data.check_unchanged()
+            features = data.features
+            if features is not None and features.untyped_storage().data_ptr() in storages:
+                return None  # a layer that is fed with a parameter itself
+            factors = data.site.rule.rank_factors(data, use, self._residual, self._state.parameters[i])
+            if factors is None:
+                return None
+            updates.append((self._state.parameters[i], *factors, factor * scale))
+        return updates
 
 
 class Observation:
@@ -181,7 +201,7 @@ class Observation:
     @property
     def critical_lr(self) -> Tensor:
         """N c / lambda_1, 0-dim: the rate above which gradient descent on the linearised model diverges."""
-        return self.spectral_norm.reciprocal() * self.residual.numel()
+        return rate_at_norm(self.spectral_norm, self.residual.numel())
 
     def _split(self) -> tuple[Tensor, Tensor]:
         if self._parts is None:
@@ -246,7 +266,6 @@ class Observation:
             parameter.grad = self._gradient.dense(i).detach() if i in self._gradient else None
         self._commit()
 
-    @torch.no_grad()
     def step_(self, lr: float) -> None:
         """Gradient step: parameters -= lr * gradient of the loss, in place; commits buffer updates.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from catapult_ext import ops
 from catapult_ext.eigen import TopEigh
-from catapult_ext.errors import NonFinite
 from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.model_state import ModelState
@@ -150,7 +148,7 @@ class Observer:
         sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
         with torch.no_grad():
             prediction = sweep.output.detach()
-            residual, squares = _residual(prediction, y)
+            residual, squares = ops.residual(prediction, check_target(y, prediction))
             assembler = Assembler(sweep, residual, max_bytes=self._max_bytes)
             kernel = assembler.build_kernel()
             agop = None if sweep.input_gradients is None else _agop(sweep.input_gradients)
@@ -163,7 +161,7 @@ class Observer:
             for i in sweep.plan.layout.ruled
             if i not in assembler.swept
         }
-        sweep.release_graph()
+        sweep.output = prediction  # lets go of the graph; features and sensitivities stay
         return {
             "prediction": prediction,
             "residual": residual,
@@ -182,7 +180,7 @@ class Observer:
         else:
             output, gradients = outputs_2d(state.forward(x), x), None
         prediction = output.detach()
-        residual, squares = _residual(prediction, y)
+        residual, squares = ops.residual(prediction, check_target(y, prediction))
         weights = residual * (2.0 / residual.numel())
         found = torch.autograd.grad(output, state.parameters, weights, allow_unused=True)
         swept = {i: gradient for i, gradient in enumerate(found) if gradient is not None}
@@ -213,17 +211,6 @@ class Observer:
         if set(state) != {"start"}:
             raise ValueError(f"state: expected the key 'start', got {sorted(state)}")
         self._start = state["start"]
-
-
-def _residual(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(f - y [n, c], sum of its squares)."""
-    residual = prediction - check_target(y, prediction)
-    flat = residual.view(-1)
-    squares = torch.dot(flat, flat)
-    # On CUDA this would wait for the device; there it surfaces with the first value that is read.
-    if not squares.is_cuda and not math.isfinite(squares.item()):
-        raise NonFinite("model: its output is not finite, or overflows when squared, and so does the loss")
-    return residual, squares
 
 
 def _agop(gradients: Tensor) -> Tensor:

@@ -303,10 +303,6 @@ class Sweep:
             )
         plan.demote(parameter, reason)
 
-    def release_graph(self) -> None:
-        """Let go of the graph once rows and nodes are no longer called; features and sensitivities stay."""
-        self.output = self.output.detach()
-
     def _factor(self, use: Any) -> float:
         """Scalar between a parameter and its site: the site's own scale times the products on the way."""
         site = self.plan.sites[use.site]

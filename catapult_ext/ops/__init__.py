@@ -6,16 +6,20 @@ Letters: n samples, c outputs, N = n c kernel rows (index i c + j), d input feat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from catapult_ext.errors import NonFinite
 from catapult_ext.ops import cpu, cuda, reference
+from catapult_ext.ops._schema import RankUpdate
 from catapult_ext.ops.tiles import TILE_BYTES, conv2d_tile, conv2d_tiles, token_tile, token_tiles
 
 __all__ = [
     "TILE_BYTES",
+    "RankUpdate",
     "agop_inner",
     "agop_reduce",
     "conv2d_tile",
@@ -28,7 +32,9 @@ __all__ = [
     "ntk_gram",
     "ntk_gram_",
     "ntk_gram_cross",
+    "rank_updates_",
     "reference",
+    "residual",
     "spectral_norm",
     "token_tile",
     "token_tiles",
@@ -277,6 +283,75 @@ def agop_inner(g: Tensor, h: Tensor) -> Tensor:
         NonFinite: on the CPU, when the result is a NaN or an infinity.
     """
     return torch.ops.catapult.agop_inner.default(g, h)
+
+
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
+
+
+def residual(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(r = f - y, sum of r^2): the loss, before the mean, of tensors of one shape, dtype and device.
+
+    Not a registered op, as `rank_updates_`.
+
+    Raises:
+        NonFinite: on the CPU, when the sum is not finite.
+    """
+    if prediction.is_cpu and prediction.is_contiguous() and target.is_contiguous():
+        result, squares = cpu.residual(prediction, target)
+        if squares <= _LARGEST[prediction.dtype]:  # false for NaN
+            return result, prediction.new_full((), squares)
+    else:
+        result = prediction - target
+        flat = result.reshape(-1)
+        total = torch.dot(flat, flat)
+        # On CUDA this would wait for the device; there it surfaces with the first value that is read.
+        if total.is_cuda or math.isfinite(total.item()):
+            return result, total
+    raise NonFinite("model: its output is not finite, or overflows when squared, and so does the loss")
+
+
+def rank_updates_(updates: Sequence[RankUpdate]) -> None:
+    """W += scale L^T diag(w) R in place for each (W, L, R, w, scale): the gradient step of layers.
+
+    Not a registered op: it is the last part of a step, on tensors that no graph follows.
+
+    Args:
+        updates: per parameter W [p, q], L [rows, p], R [rows, q], w [rows, 1] or None (ones), scale; W [q] goes with
+            L = None. No update may read what another one writes.
+
+    Raises:
+        ValueError: shapes that do not fit; nothing has been written then.
+
+    Cost: 2 rows p q FLOP and one pass over W, without a temporary of its size.
+    """
+    for matrix, left, right, weight, _ in updates:
+        rows, width = right.shape
+        shape = (width,) if left is None else (left.shape[1], width)
+        fits = matrix.shape == shape and (left is None or left.shape[0] == rows)
+        if not fits or not (weight is None or weight.shape == (rows, 1)):
+            given = [None if t is None else tuple(t.shape) for t in (matrix, left, weight)]
+            raise ValueError(
+                f"rank_updates_: expected a parameter of shape {shape} for {rows} rows, got parameter, left and weight "
+                f"of shapes {given}"
+            )
+    if updates and not cpu.rank_updates_(updates):
+        with torch.no_grad():
+            for matrix, left, right, weight, scale in updates:
+                _rank_update_(matrix, left, right, weight, scale)
+
+
+def _rank_update_(
+    matrix: Tensor, left: Tensor | None, right: Tensor, weight: Tensor | None, scale: float
+) -> None:
+    if left is None:
+        matrix.add_((right if weight is None else right * weight).sum(0), alpha=scale)
+        return
+    if weight is not None:
+        if left.shape[1] < right.shape[1]:
+            left = left * weight
+        else:
+            right = right * weight
+    matrix.addmm_(left.t(), right, alpha=scale)
 
 
 def default_tolerance(dtype: torch.dtype) -> float:

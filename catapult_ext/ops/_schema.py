@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LIBRARY", "OPS", "register_backend"]
+__all__ = ["LIBRARY", "OPS", "RankUpdate", "register_backend"]
+
+# W, L, R, w, scale of `ops.rank_updates_`
+RankUpdate = tuple[Tensor, Tensor | None, Tensor, Tensor | None, float]
 
 LIBRARY = torch.library.Library("catapult", "DEF")
 

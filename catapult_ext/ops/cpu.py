@@ -10,12 +10,15 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from catapult_ext import _C
 from catapult_ext.errors import NonFinite
 from catapult_ext.ops import _checks, reference, tiles
-from catapult_ext.ops._schema import register_backend
+from catapult_ext.ops._schema import RankUpdate, register_backend
 
+# What may be written through its pointer: a subclass may hold its numbers elsewhere.
+_PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1}  # DType in csrc/core/types.h
 
 
@@ -172,6 +175,51 @@ def _jacobian_accumulate_conv2d_(
         tile_bytes=tile_bytes,
     )  # fmt: skip
     _accumulate_tiles(kernel, grad, weight, scale, parts)
+
+
+# --- residual, rank_updates_ ---
+
+
+def residual(prediction: Tensor, target: Tensor) -> tuple[Tensor, float]:
+    """(f - y, sum of its squares) of two contiguous tensors of one shape and dtype."""
+    result = torch.empty_like(prediction)
+    squares = _C.residual(
+        _DTYPE_CODES[prediction.dtype], prediction.numel(), prediction.data_ptr(), target.data_ptr(),
+        result.data_ptr(),
+    )  # fmt: skip
+    return result, squares
+
+
+def rank_updates_(updates: Sequence[RankUpdate]) -> bool:
+    """`ops.rank_updates_` in one call, or False (and nothing done) where the tensors are not laid out for it.
+
+    Shapes have been checked.
+    """
+    fields: list[int] = []
+    scales: list[float] = []
+    dtype = updates[0][0].dtype
+    for matrix, left, right, weight, scale in updates:
+        strides, rows, width = matrix.stride(), right.stride(), right.shape[1]
+        dense = strides[-1] == 1 and rows[1] == 1 and matrix.is_cpu and matrix.dtype == right.dtype == dtype
+        if not dense or type(matrix) not in _PLAIN:
+            return False
+        height = 1
+        if left is not None:
+            height, columns = left.shape[1], left.stride()
+            if (columns[1] != 1 and height > 1) or left.dtype != dtype or (strides[0] < width and height > 1):
+                return False
+        if weight is not None and weight.dtype != dtype:
+            return False
+        fields += (
+            right.shape[0], height, width, 0 if left is None else left.data_ptr(),
+            0 if left is None else columns[0], right.data_ptr(), rows[0],
+            0 if weight is None else weight.data_ptr(), 0 if weight is None else weight.stride(0),
+            matrix.data_ptr(), strides[0],
+        )  # fmt: skip
+        scales.append(scale)
+    _C.rank_updates(_DTYPE_CODES[dtype], fields, scales, torch.get_num_threads())
+    increment_version([update[0] for update in updates])
+    return True
 
 
 # --- agop_reduce ---

@@ -10,8 +10,9 @@ A rule is a module with
 - `refuse(node, ...)`: why it does not cover this node, or None;
 - `features(node)`: A, read from the node's saved tensors; `scale(node, use)`: factor of the use;
 - `terms(...)`: the parts that are products of Gram matrices; `sweep_weight(...)`: K += G G^T for a weight that
-  is no such part; `tile(...)`: per-sample gradients of a slice; `gradient(...)`, `step_(...)`, `work(...)`:
-  see `rules/linear.py`.
+  is no such part; `tile(...)`: per-sample gradients of a slice; `rank_factors(...)`: the two factors
+  of the gradient, where it is a product that a step may apply in place; `gradient(...)`, `work(...)`: see
+  `rules/linear.py`.
 """
 
 from __future__ import annotations

@@ -117,9 +117,9 @@ def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter
     return result * factor if factor != 1.0 else result
 
 
-def step_(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor, rate: float) -> None:
-    """Parameter -= rate gradient."""
-    parameter.sub_(gradient(data, use, factor, weights, parameter), alpha=rate)
+def rank_factors(data: SiteData, use: Use, weights: Tensor, parameter: Tensor) -> None:
+    """Its gradient is no product of features and sensitivities alone."""
+    return None
 
 
 def work(data: SiteData, role: str) -> tuple[str, float]:

@@ -98,36 +98,36 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
     return ops.token_tile(a, b, rows, factor)  # W [out, in]
 
 
-def _sides(data: SiteData, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """A [rows, in] and B [rows, out] with the weights in one of them: their product is the gradient.
+def rank_factors(
+    data: SiteData, use: Use, weights: Tensor, parameter: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor | None] | None:
+    """(L, R, w) with L^T diag(w) R the gradient of sum_ij weights_ij f_ij, or None where it is no such product.
 
-    For one output and one row per sample the weights scale the narrower side.
+    L = None stands for the ones of a bias. With one output and one row per sample w is `weights` itself, so that
+    nothing is computed here.
     """
-    assert data.features is not None
-    assert data.site.row_map is not None
-    a, b = data.features, data.sensitivities
-    if data.outputs == 1 and data.site.row_map.kind == "sample" and a.shape[1] < b.shape[1]:
-        return a * weights, b
-    return a, data.weighted(weights)
+    row_map = data.site.row_map
+    assert row_map is not None
+    b, w = data.sensitivities, None
+    if data.outputs == 1 and row_map.kind == "sample" and b.dim() == 2:
+        w = weights
+    else:
+        b = data.weighted(weights)
+    if use.role == "bias":
+        return (None, b, w) if parameter.shape == b.shape[1:] else None
+    a = data.features
+    assert a is not None
+    return (b, a, w) if use.transposed else (a, b, w)
 
 
 def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
     """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
     if use.role == "bias":
         return (data.weighted(weights).sum(0) * factor).sum_to_size(parameter.shape)
-    a, d = _sides(data, weights)
+    assert data.features is not None
+    a, d = data.features, data.weighted(weights)
     product = d.t() @ a if use.transposed else a.t() @ d
     return product * factor if factor != 1.0 else product
-
-
-def step_(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor, rate: float) -> None:
-    """Parameter -= rate gradient, without a temporary of the parameter's size."""
-    if use.role == "bias":
-        parameter.sub_(data.weighted(weights).sum(0).sum_to_size(parameter.shape), alpha=rate * factor)
-        return
-    a, d = _sides(data, weights)
-    left, right = (d.t(), a) if use.transposed else (a.t(), d)
-    parameter.addmm_(left, right, alpha=-rate * factor)
 
 
 def work(data: SiteData, role: str) -> tuple[str, float]:

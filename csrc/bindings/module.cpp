@@ -13,6 +13,7 @@ PYBIND11_MODULE(_C, module) {
   bindings::bind_jacobian_accumulate(module);
   bindings::bind_agop_reduce(module);
   bindings::bind_topk_eigh(module);
+  bindings::bind_step(module);
 #if defined(CATAPULT_HAVE_CUDA)
   bindings::bind_cuda(module);
 #endif

@@ -14,7 +14,6 @@ namespace {
 // Integers of a layer: a, a_stride, a_cols, b, b_stride, b_output_stride, b_cols.
 constexpr std::size_t kFields = 7;
 
-// Read straight from the list: these calls stand on the path of every small training step.
 std::vector<GramTerm> read_terms(const py::list& fields, const py::sequence& scale,
                                  const py::sequence& beta) {
   const std::size_t count = scale.size();
@@ -24,9 +23,7 @@ std::vector<GramTerm> read_terms(const py::list& fields, const py::sequence& sca
   std::vector<GramTerm> terms(count);
   for (std::size_t l = 0; l < count; ++l) {
     int64_t values[kFields];
-    for (std::size_t f = 0; f < kFields; ++f)
-      values[f] = PyLong_AsLongLong(PyList_GET_ITEM(fields.ptr(), static_cast<Py_ssize_t>(l * kFields + f)));
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    read_integers(fields, l * kFields, values, kFields);
     terms[l] = {pointer(static_cast<std::uintptr_t>(values[0])),
                 values[1],
                 values[2],

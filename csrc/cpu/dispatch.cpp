@@ -26,5 +26,9 @@ bool agop_reduce(const AgopReduce& problem) { return cpu::kernels().agop_reduce(
 double agop_inner(const AgopInner& problem) { return cpu::kernels().agop_inner(problem); }
 void topk_eigh(const TopkEigh& problem) { cpu::kernels().topk_eigh(problem); }
 void spectral_norm(const SpectralNorm& problem) { cpu::kernels().spectral_norm(problem); }
+void rank_updates(const RankUpdate* updates, int64_t count, int threads) {
+  cpu::kernels().rank_updates(updates, count, threads);
+}
+double residual(const Residual& problem) { return cpu::kernels().residual(problem); }
 
 }  // namespace catapult

@@ -6,6 +6,8 @@
 #include "core/cpu_features.h"
 #include "core/jacobian_accumulate.h"
 #include "core/ntk_gram.h"
+#include "core/rank_update.h"
+#include "core/residual.h"
 #include "core/topk_eigh.h"
 
 namespace catapult::cpu {
@@ -18,6 +20,8 @@ struct KernelTable {
   double (*agop_inner)(const AgopInner&);
   void (*topk_eigh)(const TopkEigh&);
   void (*spectral_norm)(const SpectralNorm&);
+  void (*rank_updates)(const RankUpdate*, int64_t, int);
+  double (*residual)(const Residual&);
 };
 
 const KernelTable& scalar_kernels();

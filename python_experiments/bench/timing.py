@@ -14,6 +14,8 @@ __all__ = ["Timing", "interleaved"]
 #: A sample is as many calls as fill this many seconds, at least one: a training loop repeats the same step, so a
 #: step of some hundred microseconds is timed with the caches that it leaves itself.
 _SAMPLE_SECONDS = 20e-3
+#: The fastest of so many calls says how many fill a sample: a plan's first uses are certified and take far longer.
+_TRIALS = 5
 #: An implementation slower than this takes part in the first rounds only.
 _SLOW_SECONDS = 1.0
 _SLOW_ROUNDS = 3
@@ -50,7 +52,7 @@ def interleaved(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time implementations in rounds A B C, C B A, ... in this process, after two warm-up calls of each.
+    """Time implementations in rounds A B C, C B A, ... in this process, after some warm-up calls of each.
 
     Args:
         implementations: name -> call.
@@ -96,9 +98,14 @@ def interleaved(
 
 def _calls_per_sample(call: Callable[[], object], clock: Callable[[], float]) -> int:
     call()
-    begin = clock()
-    call()
-    return max(1, int(_SAMPLE_SECONDS / max(clock() - begin, 1e-9)))
+    taken = []
+    for _ in range(_TRIALS):
+        begin = clock()
+        call()
+        taken.append(clock() - begin)
+        if taken[-1] > _SLOW_SECONDS:
+            break
+    return max(1, int(_SAMPLE_SECONDS / max(min(taken), 1e-9)))
 
 
 def _timing(samples: list[float], ratios: list[float]) -> Timing:

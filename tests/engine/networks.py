@@ -150,6 +150,30 @@ class Mutated(nn.Module):
         return self.last(z + 1.0)
 
 
+class FedWithParameter(nn.Module):
+    """A layer whose input is a parameter, expanded over the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 6))
+        self.first, self.key, self.last = Linear(32, 5), Linear(6, 5), Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x) + self.key(self.query.expand(len(x), -1))))
+
+
+class Conjugated(nn.Module):
+    """Activations in memory with the wrong sign: the imaginary part of a conjugate is a view that negates later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Linear(32, 2), Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(torch.complex(h[:, :1], h[:, 1:]).conj().imag)
+
+
 class Unused(nn.Module):
     """A layer that the output does not depend on."""
 
@@ -227,6 +251,8 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     ),
     "module called twice": Twice,
     "tied and transposed": TiedTransposed,
+    "fed with a parameter": FedWithParameter,
+    "pending negation": Conjugated,
     "scaled products": Scaled,
     "attention, batch first": lambda: Attention(True),
     "attention, sequence first": lambda: Attention(False),

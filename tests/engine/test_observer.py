@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import brute_force
 import pytest
 import torch
@@ -87,3 +89,17 @@ def test_the_critical_rate_decides_whether_a_linear_model_diverges() -> None:
                 observation.step_(rate)
             assert (losses[-1] > losses[0]) == grows
             assert cx.critical_lr(observer(x, y).kernel) * factor == pytest.approx(rate)
+
+
+def test_a_step_on_samples_that_are_the_weights_themselves() -> None:
+    """The update of a layer must not read its own memory while it writes it."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1))
+    y = torch.randn(40, 1)
+    plain = copy.deepcopy(model)
+    x = plain[0].weight.detach().clone()
+    (plain(x) - y).square().mean().backward()
+    expected = [p.detach() - 0.5 * p.grad for p in plain.parameters()]
+    cx.observe(model, model[0].weight.detach(), y).step_(0.5)
+    for parameter, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), wanted)
