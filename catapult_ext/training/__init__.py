@@ -14,6 +14,8 @@ from catapult_ext.training.algorithms import (
 )
 from catapult_ext.training.cadence import AroundSpikes, LogSpaced
 from catapult_ext.training.callbacks import Callback
+from catapult_ext.training.catapult_schedule import CatapultSchedule, DecayAfterCatapult
+from catapult_ext.training.catapults import CatapultDetector, Evidence, Reading, Spike
 from catapult_ext.training.evaluation import Evaluation, Labels, evaluate
 from catapult_ext.training.history import Best, History
 from catapult_ext.training.recorders import (
@@ -44,19 +46,25 @@ __all__ = [
     "BatchOrder",
     "Best",
     "Callback",
+    "CatapultDetector",
+    "CatapultSchedule",
     "Constant",
     "CriticalRate",
     "Cyclical",
+    "DecayAfterCatapult",
     "Evaluation",
+    "Evidence",
     "History",
     "Labels",
     "LogSpaced",
     "Measurement",
     "ParameterNorms",
     "RMSprop",
+    "Reading",
     "Recorder",
     "Schedule",
     "Spectrum",
+    "Spike",
     "Step",
     "Stepwise",
     "Stop",

@@ -53,6 +53,7 @@ class Loop:
         self.recording = Recording(job, self.table)
         self.plain_pass = Observer(self.model, kernel=False)
         self.whole_pass = ColdObserver(Observer(self.model, k=job.schedule.eigenpairs))
+        self.measured: Measurement | None = None  # while the schedule decides
         self.shown_critical: float | None = None
         self.bar = TrainingProgress(progress, job.stop.max_steps)
 
@@ -147,6 +148,7 @@ class Loop:
         assert passes is not None
         stepping, kernel = passes
         self.lr = self._put("lr", self.job.schedule.lr(t, self.schedule_state, lambda: self._measure(kernel)))
+        self.measured = None
         self.recording.record_batch(t, kernel, self.lr, indices)
         self.recording.push(t, self.lr, indices)
         self.update.step_(stepping, self.lr)
@@ -171,15 +173,16 @@ class Loop:
         return plain, self.recording.batch_pass(x, y) if wanted else None
 
     def _measure(self, observation: Observation | None) -> Measurement:
-        """The whole training set, for the schedule."""
-        if self.order is not None:
-            observation = self.whole_pass(self.train.x, self.train.y)
-        assert observation is not None, "a schedule measured at a step for which measures() is False"
-        factor = self.job.algorithm.critical_factor
-        assert factor is not None
-        measurement = Measurement(observation, factor, self.lr)
-        self._put("measured_critical_lr", measurement.critical_lr)
-        return measurement
+        """The whole training set, for the schedule; once a step, however often it is asked for."""
+        if self.measured is None:
+            if self.order is not None:
+                observation = self.whole_pass(self.train.x, self.train.y)
+            assert observation is not None, "a schedule measured at a step for which measures() is False"
+            factor = self.job.algorithm.critical_factor
+            assert factor is not None
+            self.measured = Measurement(observation, factor, self.lr, self.order is None)
+            self._put("measured_critical_lr", self.measured.critical_lr)
+        return self.measured
 
     def _put(self, column: str, value: float) -> float:
         self.table.put(self.table.rows - 1, column, value)

@@ -22,12 +22,16 @@ class Measurement:
         observation: A pass over the training set with its kernel.
         factor: Critical rate of the algorithm in units of n c / lambda_1.
         previous_lr: Rate of the update before; NaN at step 0.
+        whole_steps: Whether updates follow the gradient of the whole training set; False: of batches.
     """
 
-    def __init__(self, observation: Observation, factor: float, previous_lr: float) -> None:
+    def __init__(
+        self, observation: Observation, factor: float, previous_lr: float, whole_steps: bool
+    ) -> None:
         self._observation = observation
         self._factor = factor
         self.previous_lr = previous_lr
+        self.whole_steps = whole_steps
 
     @property
     def loss(self) -> float:
