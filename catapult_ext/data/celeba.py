@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import numpy as np
 
 from catapult_ext.data.files import find, find_one, form_of, parsing, read_member, record
 from catapult_ext.data.image_set import ImageSet, Pool, Reading
-from catapult_ext.data.jpegs import Jpegs, member_names
+from catapult_ext.data.jpegs import Jpegs, open_archive
 
 __all__ = ["CELEBA"]
 
+_WHAT = "collection of CelebA images"
 _WIDTH, _HEIGHT = 178, 218
 _IMAGES = 202_599
 _DEFAULT_SIZE = 32  # as the images of CIFAR-10 and SVHN, so that every network of the paper takes them
@@ -54,10 +54,13 @@ def _read(
     """Pools of the official partition; `attribute` and `image_size` as in `load`."""
     box, shape, how = _geometry(image_size)
     source = find_one(root, *_PICTURES, layout=_LAYOUT)
-    with parsing(source, "collection of CelebA images", _LAYOUT):
-        members = _members(source)
+    with parsing(source, _WHAT, _LAYOUT):
+        archive = None if source.is_dir() else open_archive(source)
+        members = _members(
+            [path.name for path in source.iterdir()] if archive is None else archive.namelist()
+        )
     files = []
-    if source.is_dir():  # nothing but the single files could be compared with a published sum
+    if archive is None:  # nothing but the single files could be compared with a published sum
         relative = source.relative_to(root).as_posix()
         files.append({"path": relative, "rows": len(members), "check": "no published sum"})
     else:
@@ -81,8 +84,8 @@ def _read(
         names = sorted(name for name in members if partition[name] == part)
         labels = np.array([with_it[name] for name in names], dtype=np.int64)
         member = [members[name] for name in names]
-        what = "collection of CelebA images"
-        pools.append(Pool(Jpegs(source, member, (_WIDTH, _HEIGHT), box, shape, what, _LAYOUT), labels))
+        images = Jpegs(source, archive, member, (_WIDTH, _HEIGHT), box, shape, _WHAT, _LAYOUT)
+        pools.append(Pool(images, labels))
     train, validation, test = pools
     complete = len(members) == _IMAGES
     info = {"attribute": attribute, "image_size": list(shape), "resizing": how}
@@ -109,10 +112,8 @@ def _geometry(
     return None, shape, f"whole image of {_HEIGHT} x {_WIDTH} (height x width), bilinear with antialiasing"
 
 
-def _members(source: Path) -> dict[str, str]:
+def _members(paths: list[str]) -> dict[str, str]:
     """Image name, and where it is in the source."""
-    paths: Iterable[str]
-    paths = [path.name for path in source.iterdir()] if source.is_dir() else member_names(source)
     pattern = re.compile(r"(?:img_align_celeba/)?(\d{6}\.jpg)")
     found = {match[1]: path for path in paths if (match := pattern.fullmatch(path))}
     if not found:
@@ -123,8 +124,9 @@ def _members(source: Path) -> dict[str, str]:
 def _first(root: Path, names: dict[str, str | None]) -> tuple[Path, str | None]:
     """The first of the named files that is there once, and its published MD5 sum."""
     present = [name for name in names if find(root, name)]
-    name = present[0] if present else next(iter(names))
-    return find_one(root, name, layout=_LAYOUT), names[name]
+    if not present:
+        raise FileNotFoundError(f"no {' or '.join(names)} under {root}: {_LAYOUT}")
+    return find_one(root, present[0], layout=_LAYOUT), names[present[0]]
 
 
 def _text(path: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from catapult_ext.data.cifar10 import CLASS_NAMES, STATISTICS
 from catapult_ext.data.files import find_one, parsing, record, require
 from catapult_ext.data.image_set import ImageSet, Pool, Reading
-from catapult_ext.data.jpegs import Jpegs, member_names
+from catapult_ext.data.jpegs import Jpegs, open_archive
 
 __all__ = ["CIFAR10_JPEG"]
 
@@ -27,14 +27,14 @@ _BYTES = 1 << 20  # of a label file: 50,128
 
 
 def _read(root: Path) -> Reading:
-    archive = find_one(root, "cifar10_jpeg.zip", layout=_LAYOUT)
-    with parsing(archive, _WHAT, _LAYOUT):
-        members = set(member_names(archive))
-    files = [record(root, archive, None)]
+    zip_path = find_one(root, "cifar10_jpeg.zip", layout=_LAYOUT)
+    with parsing(zip_path, _WHAT, _LAYOUT):
+        archive = open_archive(zip_path)
+    files = [record(root, zip_path, None)]
     pools = []
     for split, path in zip(
         ("train", "test"),
-        require(archive.parent, ["train_labels.npy", "test_labels.npy"], _LAYOUT),
+        require(zip_path.parent, ["train_labels.npy", "test_labels.npy"], _LAYOUT),
         strict=True,
     ):
         with parsing(path, "list of labels", _LAYOUT):
@@ -43,14 +43,16 @@ def _read(root: Path) -> Reading:
         for label in labels:
             names.append(f"{split}/{CLASS_NAMES[label]}/{seen[label]:04d}.jpg")
             seen[label] += 1
-        with parsing(archive, _WHAT, _LAYOUT):
-            own = {name for name in members if name.startswith(f"{split}/") and name.endswith(".jpg")}
+        with parsing(zip_path, _WHAT, _LAYOUT):
+            own = {
+                name for name in archive.namelist() if name.startswith(f"{split}/") and name.endswith(".jpg")
+            }
             if own != set(names):
                 raise ValueError(
                     f"it has {len(own)} images under {split}/ but {path.name} tells of {len(names)}; "
                     f"{min(own.symmetric_difference(names))} is in only one of them"
                 )
-        pools.append(Pool(Jpegs(archive, names, (32, 32), None, (32, 32), _WHAT, _LAYOUT), labels))
+        pools.append(Pool(Jpegs(zip_path, archive, names, (32, 32), None, (32, 32), _WHAT, _LAYOUT), labels))
         files.append(record(root, path, None, rows=len(labels)))
     return Reading("derived", files, pools[0], pools[1])
 

@@ -43,7 +43,7 @@ def find_one(root: Path, *names: str, layout: str) -> Path:
         raise ValueError(
             f"several of {' or '.join(names)} under {root} "
             f"({', '.join(f.relative_to(root).as_posix() for f in found)}): "
-            "point the data root at the one that is meant"
+                "point the data root at the one that is meant, or move the others away"
         )
     return found[0]
 

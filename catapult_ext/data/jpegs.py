@@ -13,7 +13,7 @@ import numpy as np
 
 from catapult_ext.data.files import parsing, read_member
 
-__all__ = ["Jpegs", "member_names"]
+__all__ = ["Jpegs", "open_archive"]
 
 _BYTES = 1 << 20  # of one JPEG file; those of CelebA have about 7,000
 
@@ -24,6 +24,7 @@ class Jpegs:
 
     Attributes:
         source: zip archive, or folder.
+        archive: the archive, open; None for a folder.
         names: of the members or files, in row order.
         size: (width, height) that each has in the file.
         box: (left, upper, right, lower) to cut out; None for all of it.
@@ -33,6 +34,7 @@ class Jpegs:
     """
 
     source: Path
+    archive: zipfile.ZipFile | None
     names: Sequence[str]
     size: tuple[int, int]
     box: tuple[int, int, int, int] | None
@@ -50,7 +52,7 @@ class Jpegs:
             ValueError: naming the file that is missing, damaged or of another size.
         """
         images = np.empty((len(rows), 3, *self.shape), np.uint8)
-        if self.source.is_dir():
+        if self.archive is None:
             for i, row in enumerate(rows):
                 path = self.source / self.names[row]
                 with parsing(path, self.what, self.layout):
@@ -58,10 +60,10 @@ class Jpegs:
                         raise ValueError(f"it has more than {_BYTES} bytes")
                     images[i] = self._decode(path.read_bytes())
             return images
-        with parsing(self.source, self.what, self.layout), zipfile.ZipFile(self.source) as archive:
+        with parsing(self.source, self.what, self.layout):
             for i, row in enumerate(rows):
                 try:
-                    images[i] = self._decode(read_member(archive, self.names[row], _BYTES))
+                    images[i] = self._decode(read_member(self.archive, self.names[row], _BYTES))
                 except Exception as error:
                     raise ValueError(f"{self.names[row]} in it cannot be used ({error})") from error
         return images
@@ -87,14 +89,14 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def member_names(path: Path) -> list[str]:
-    """Names of the members of a zip archive.
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """The archive, which closes itself when nothing refers to it any more: its table of contents is long.
 
     Raises:
-        ValueError: where one occurs twice: which of them is meant?
+        ValueError: where two members have one name: which of them is meant?
     """
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    archive = zipfile.ZipFile(path)
+    names = archive.namelist()
     if len(set(names)) < len(names):
         raise ValueError(f"it has several members {Counter(names).most_common(1)[0][0]}")
-    return names
+    return archive

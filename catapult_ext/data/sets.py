@@ -15,7 +15,7 @@ from catapult_ext.data.image_set import ImageSet, Reading
 from catapult_ext.data.svhn import SVHN
 from catapult_ext.data.usps import USPS
 
-__all__ = ["SETS", "named", "read"]
+__all__ = ["SETS", "data_root", "named", "read"]
 
 SETS = {
     image_set.name: image_set
@@ -43,7 +43,7 @@ def read(
         FileNotFoundError: where the root or the set is not found, with what to put where.
         ValueError: where a file is not what it should be.
     """
-    reading = image_set.read(_root(image_set, root), **(options or {}))
+    reading = image_set.read(data_root(image_set, root), **(options or {}))
     seen: dict[str, str] = {}
     for file in reading.files:
         if "md5" in file and file["path"] != seen.setdefault(file["md5"], file["path"]):
@@ -54,7 +54,7 @@ def read(
     return reading
 
 
-def _root(image_set: ImageSet, root: str | os.PathLike[str] | None) -> Path:
+def data_root(image_set: ImageSet, root: str | os.PathLike[str] | None) -> Path:
     """The folder to look under; where the set needs none, any."""
     if image_set.embedded:
         return Path()
