@@ -36,7 +36,7 @@ class AroundSpikes:
     """Every step around the spikes of the loss, those before a spike included, and few elsewhere.
 
     A step is in a spike when its loss (`History.metrics["loss"]`: what the update saw) exceeds `rise` times
-    the smallest of the `window` losses before it, and when the run diverges there. Copies of the parameters
+    the median of the `window` losses before it, and when the run diverges there. Copies of the parameters
     and buffers of the last `before` steps are kept; when a spike is seen, these states are observed
     afterwards. A recorded number has the same bits as when every step is recorded.
 
@@ -74,7 +74,7 @@ class AroundSpikes:
     def sees_spike(self, losses: np.ndarray) -> bool:
         """Whether the last loss is in a spike; `losses` are all up to it, (t + 1,) float64."""
         before = losses[-1 - self.window : -1]
-        return len(before) > 0 and bool(losses[-1] > self.rise * np.nanmin(before))
+        return len(before) > 0 and bool(losses[-1] > self.rise * np.median(before))
 
 
 #: Steps between two records, or a rule.

@@ -40,7 +40,10 @@ class Callback:
         """After the last row; the model holds the final parameters."""
 
     def state_dict(self) -> Any:
-        """What a resumed run needs: a tree of dicts, lists, tensors and JSON scalars."""
+        """What a resumed run needs: a tree of dicts, lists, tensors and JSON scalars; None: nothing.
+
+        A resumed run finds it by the name of the class.
+        """
         return None
 
     def load_state_dict(self, state: Any) -> None:

@@ -52,7 +52,7 @@ class Loop:
         self.update = Update(job.algorithm, self.model)
         self.recording = Recording(job, self.table)
         self.plain_pass = Observer(self.model, kernel=False)
-        self.whole_pass = ColdObserver(Observer(self.model, k=job.schedule.eigenpairs))
+        self.whole_pass = ColdObserver(self.model, job.schedule.eigenpairs)
         self.measured: Measurement | None = None  # while the schedule decides
         self.shown_critical: float | None = None
         self.bar = TrainingProgress(progress, job.stop.max_steps)
@@ -163,7 +163,7 @@ class Loop:
     def _observe(self, x: torch.Tensor, y: torch.Tensor) -> tuple[Observation, Observation | None]:
         """The pass that makes the update, and the one with the kernel where something reads it."""
         wanted = self.recording.wants_batch(self.step)
-        if self.order is None:
+        if self.order is None and self.job.one_pass:
             wanted = wanted or self.job.schedule.measures(self.step, self.schedule_state)
         if wanted and self.job.one_pass:
             observation = self.recording.batch_pass(x, y)
@@ -175,7 +175,7 @@ class Loop:
     def _measure(self, observation: Observation | None) -> Measurement:
         """The whole training set, for the schedule; once a step, however often it is asked for."""
         if self.measured is None:
-            if self.order is not None:
+            if self.order is not None or not self.job.one_pass:
                 observation = self.whole_pass(self.train.x, self.train.y)
             assert observation is not None, "a schedule measured at a step for which measures() is False"
             factor = self.job.algorithm.critical_factor
@@ -273,7 +273,7 @@ class Loop:
             "schedule": self.schedule_state,
             "recording": self.recording.state_dict(),
             "observer": self.plain_pass.state_dict(),  # the others begin each pass afresh
-            "callbacks": [callback.state_dict() for callback in self.job.callbacks],
+            "callbacks": self._callback_states(),
             "rows": self.table.records(self.written),
             "step": self.step,
             "lr": self.lr,
@@ -282,6 +282,17 @@ class Loop:
             "best": vars(self.best) if self.best is not None else None,
             "seconds": self.seconds,
         }
+
+    def _callback_states(self) -> dict[str, Any]:
+        """By class, of those that have a state."""
+        states: dict[str, Any] = {}
+        for callback in self.job.callbacks:
+            if (state := callback.state_dict()) is not None:
+                name = type(callback).__name__
+                if name in states:
+                    raise ValueError(f"callbacks: expected one {name} with a state in a run folder, got two")
+                states[name] = state
+        return states
 
     def _resume(self) -> None:
         found = self.session.resume() if self.session is not None else None
@@ -296,8 +307,14 @@ class Loop:
         self.schedule_state = state["schedule"]
         self.recording.load_state_dict(state["recording"])
         self.plain_pass.load_state_dict(_to(state["observer"], device))
-        for callback, stored in zip(self.job.callbacks, state["callbacks"], strict=True):
-            callback.load_state_dict(stored)
+        stored = state["callbacks"]
+        for callback in self.job.callbacks:
+            if type(callback).__name__ in stored:
+                callback.load_state_dict(stored.pop(type(callback).__name__))
+        if stored:
+            raise ValueError(
+                f"callbacks: expected also {sorted(stored)}, whose state the interrupted run stored"
+            )
         self.step, self.lr, self.stopped = state["step"], state["lr"], state["stopped"]
         self.initial_loss = state["initial_loss"]
         self.best = Best(**_to(state["best"], device)) if state["best"] is not None else None

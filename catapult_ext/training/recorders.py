@@ -95,8 +95,8 @@ class Recorder:
 
     @property
     def eigenpairs(self) -> int:
-        """Eigenpairs that the pass has to provide."""
-        return 1
+        """Eigenpairs of the pass that `record` reads; 0: none."""
+        return 0
 
     def columns(self) -> tuple[str, ...]:
         """Names of the recorded quantities, unique among all recorders of a run."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from catapult_ext.errors import NonFinite
 from catapult_ext.observe import Observation, Observer
@@ -21,18 +22,26 @@ __all__ = ["ColdObserver", "Recording"]
 class ColdObserver:
     """An Observer whose numbers are a function of model and data alone.
 
-    Large eigenproblems would otherwise begin with the vectors of the pass before, and the last bits of a
-    record would depend on which steps were recorded before it.
+    Otherwise the last bits of a record would depend on which steps were recorded before it, as large
+    eigenproblems begin with the vectors of the pass before, and on what was read first, as lambda_1 comes from
+    the eigenpairs where these are known.
+
+    Args:
+        model: To observe.
+        pairs: Eigenpairs that will be read; 0: none, but the norm of the kernel may be.
     """
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._cold = observer.state_dict()
+    def __init__(self, model: nn.Module, pairs: int) -> None:
+        self._pairs = pairs
+        self._observer = Observer(model, k=max(1, pairs))
+        self._cold = self._observer.state_dict()
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> Observation:
         """One pass."""
         self._observer.load_state_dict(self._cold)
         seen = self._observer(x, y)
+        if self._pairs:
+            _ = seen.eigen
         seen.check()  # its numbers are read on the host next
         return seen
 
@@ -50,12 +59,11 @@ class Recording:
         self.of_batch, self._of_set, self.of_model = (
             [r for r in job.recorders if self._pass_of(r) == name] for name in ("batch", "set", None)
         )
-        pairs = max((r.eigenpairs for r in self.of_batch), default=1)
+        pairs = max((r.eigenpairs for r in self.of_batch), default=0)
         if job.algorithm.batch_size is None:
             pairs = max(pairs, job.schedule.eigenpairs)
-        self.batch_pass = ColdObserver(Observer(self._model, k=pairs))
-        pairs = max((r.eigenpairs for r in self._of_set), default=1)
-        self._probe_pass = ColdObserver(Observer(self._model, k=pairs))
+        self.batch_pass = ColdObserver(self._model, pairs)
+        self._probe_pass = ColdObserver(self._model, max((r.eigenpairs for r in self._of_set), default=0))
         self._dense_until = {r.every: -1 for r in job.recorders if isinstance(r.every, AroundSpikes)}
         # The step at which a spike is seen has been made when it can be observed: one state more than before it.
         self.held = max((every.before + 1 for every in self._dense_until), default=0)

@@ -64,8 +64,8 @@ class Schedule:
 
     @property
     def eigenpairs(self) -> int:
-        """Eigenpairs that a measurement has to provide."""
-        return 1
+        """Eigenpairs that `lr` reads of a measurement; 0: none."""
+        return 0
 
     @property
     def relative_to_critical(self) -> bool:
