@@ -64,7 +64,7 @@ def _read(
         relative = source.relative_to(root).as_posix()
         files.append({"path": relative, "rows": len(members), "check": "no published sum"})
     else:
-        files.append(record(root, source, _PICTURES[source.resolve().name], rows=len(members)))
+        files.append(record(root, source, _PICTURES[source.name], rows=len(members)))
 
     path, md5 = _first(root, _ATTRIBUTE_LISTS)
     with parsing(path, "list of CelebA attributes", _LAYOUT):

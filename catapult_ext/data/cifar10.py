@@ -52,7 +52,7 @@ STATISTICS = (
 
 def _read(root: Path) -> Reading:
     folder = find_one(root, _PICKLED, _BINARY, layout=_LAYOUT)
-    binary = folder.resolve().name == _BINARY
+    binary = folder.name == _BINARY
     ending = ".bin" if binary else ""
     require(folder, [name + ending for name, _, _ in (*_TRAIN, _TEST)], _LAYOUT)
     files: list[dict[str, Any]] = []

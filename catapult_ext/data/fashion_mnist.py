@@ -32,7 +32,7 @@ _LAYOUT = (
 
 
 def _read(root: Path) -> Reading:
-    folders = {path.parent for path in find(root, *_NAMES) if "fashion" in path.resolve().as_posix().lower()}
+    folders = {path.parent for path in find(root, *_NAMES) if "fashion" in path.as_posix().lower()}
     if not folders:
         raise FileNotFoundError(f"no {_NAMES[0]} of Fashion-MNIST under {root}: {_LAYOUT}")
     if len(folders) > 1:

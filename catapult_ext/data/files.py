@@ -21,12 +21,12 @@ def find(root: Path, *names: str) -> list[Path]:
 
     The root itself counts where it bears one of them.
     """
-    found = [root] if root.resolve().name in names else []
+    found = [root] if root.name in names else []
     for folder, below, files in os.walk(root, followlinks=True):
         found += [Path(folder, name) for name in (*below, *files) if name in names]
         depth = len(Path(folder).relative_to(root).parts)
         below[:] = sorted(b for b in below if b not in names) if depth + 1 < _SEARCH_DEPTH else []
-    return sorted(found, key=lambda path: (names.index(path.resolve().name), path))
+    return sorted(found, key=lambda path: (names.index(path.name), path))
 
 
 def find_one(root: Path, *names: str, layout: str) -> Path:
@@ -43,7 +43,7 @@ def find_one(root: Path, *names: str, layout: str) -> Path:
         raise ValueError(
             f"several of {' or '.join(names)} under {root} "
             f"({', '.join(f.relative_to(root).as_posix() for f in found)}): "
-                "point the data root at the one that is meant, or move the others away"
+            "point the data root at the one that is meant, or move the others away"
         )
     return found[0]
 

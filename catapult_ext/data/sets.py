@@ -68,7 +68,7 @@ def data_root(image_set: ImageSet, root: str | os.PathLike[str] | None) -> Path:
             )
     else:
         origin = "root"
-    path = Path(root)
+    path = Path(os.path.abspath(root))  # so that its own name is known; links stay what they are called
     if not path.is_dir():
         raise FileNotFoundError(
             f"{image_set.name}: {origin} is {path}, which is no folder; make it and {image_set.layout}"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_files import CLASSES, FORMATS, write_celeba, write_cifar10_binary, write_cifar10_jpeg, write_svhn
 from PIL import Image
 
@@ -152,6 +156,61 @@ def test_svhn_says_what_the_gap_costs(tmp_path):
         r"validation 4 = 20 are asked for \([1-3] more are left out: neighbouring rows can show the same photo",
     ):
         cx.data.load("svhn", train=16, validation=4, root=tmp_path)
+
+
+@given(
+    train=st.integers(1, 60),
+    validation=st.integers(0, 40),
+    test=st.integers(0, 30),
+    seed=st.integers(0, 99),
+    selection=st.sampled_from(["random", "balanced", "first"]),
+    pool=st.sampled_from(["official", "pooled"]),
+    classes=st.lists(st.integers(0, 9), min_size=2, max_size=10, unique=True),
+)
+@settings(max_examples=60, deadline=None)
+def test_svhn_parts_are_whole_and_apart_or_the_error_says_why(svhn_root, classes, **options):
+    try:
+        split = cx.data.load("svhn", root=svhn_root, classes=classes, **options)
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = ""
+    if message:
+        assert re.match(r"svhn has \d+ .*images of class.* are asked for", message)
+        return
+    rows = {}
+    for part in ("train", "validation", "test"):
+        data = getattr(split, part)
+        assert (0 if data is None else len(data)) == options[part]
+        rows[part] = [] if data is None else data.info["indices"]
+        assert len(set(rows[part])) == options[part]
+    order = ("train", "validation", "test") if options["pool"] == "pooled" else ("train", "validation")
+    filled = [rows[part] for part in order if rows[part]]
+    for before, after in itertools.pairwise(filled):
+        assert max(before) < min(after) - 5
+
+
+@pytest.fixture(scope="module")
+def svhn_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("svhn")
+    write_svhn(root, rows=(300, 60))
+    return root
+
+
+def test_linked_folders_are_called_what_the_link_says(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "root").mkdir()
+    write_cifar10_binary(tmp_path / "store")
+    (tmp_path / "store" / "cifar-10-batches-bin").rename(tmp_path / "store" / "c10")
+    (tmp_path / "root" / "cifar-10-batches-bin").symlink_to(tmp_path / "store" / "c10")
+    info = cx.data.load("cifar10", train=4, root=tmp_path / "root").train.info
+    assert info["files"][0]["path"] == "cifar-10-batches-bin/data_batch_1.bin"
+
+
+def test_the_root_may_be_the_folder_itself(tmp_path, monkeypatch):
+    write_cifar10_binary(tmp_path)
+    monkeypatch.chdir(tmp_path / "cifar-10-batches-bin")
+    assert cx.data.load("cifar10", train=4, root=".").train.info["files"][0]["path"] == "data_batch_1.bin"
 
 
 # ---- CelebA -------------------------------------------------------------------------------------------------
