@@ -1,14 +1,12 @@
-"""Command line: `catapult list | run | reproduce | report | bench | info | data`."""
+"""Command line: `catapult list | run | reproduce | report | watch | compare | bench | info | data`."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
-import os
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +14,26 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from python_experiments import registry
+from python_experiments.options import (
+    Data,
+    DataName,
+    DataRoot,
+    DeviceName,
+    Jobs,
+    Out,
+    Preset,
+    PresetName,
+    RatesName,
+    RunName,
+    Threads,
+    cpus,
+    device_of,
+    fail,
+    make_folder,
+    requests_of,
+    run_folder,
+    seeds_of,
+)
 
 # click's ClickException, wherever this version of typer keeps it: BadParameter -> UsageError ->
 # ClickException
@@ -38,6 +56,13 @@ class OneLineErrors(TyperGroup):
                 file=sys.stderr,
             )
             code = 130
+        except RuntimeError as error:
+            from catapult_ext.runs import RunError, UnreadableFile, UnwritableFile
+
+            if not isinstance(error, (RunError, UnreadableFile, UnwritableFile)):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -51,43 +76,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Catapults in SGD: run the paper's experiments, test its claims, render the report.",
 )
-
-
-class PresetName(str, Enum):
-    """Sizes of an experiment."""
-
-    smoke = "smoke"
-    cpu = "cpu"
-    paper = "paper"
-
-
-class RatesName(str, Enum):
-    """Learning rates relative to the measured critical rate, or as printed."""
-
-    relative = "relative"
-    paper = "paper"
-
-
-class DataName(str, Enum):
-    """Image sets; auto takes CIFAR-10 where it is found and digits otherwise."""
-
-    auto = "auto"
-    cifar10 = "cifar10"
-    digits = "digits"
-
-
-def fail(message: str) -> NoReturn:
-    """End with one line on standard error and exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-Out = Annotated[Path, typer.Option(help="Folder of runs, plots and the report.", file_okay=False)]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of image sets; default: $CATAPULT_DATA.")]
-Data = Annotated[DataName, typer.Option(help="Image set of the experiments that use images.")]
-Preset = Annotated[PresetName, typer.Option(help="Size: seconds, minutes, or the paper's exact sizes.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs side by side, each in a process of its own.")]
-Threads = Annotated[int, typer.Option(min=1, help="torch threads of each run.")]
 
 
 @app.command("list")
@@ -120,14 +108,27 @@ def run(
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; default: the preset's.")] = None,
     jobs: Jobs = 1,
     threads: Threads = 1,
+    device: DeviceName = "cpu",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE,...",
+            help="Set a field of the configuration; several values, or several --set, make a sweep over all "
+            "combinations. Such as network.width=256,512 or batch_size=5.",
+        ),
+    ] = None,
 ) -> None:
     """Run experiments and test their claims; finished runs are not run again, interrupted ones go on."""
     try:
         experiments = registry.choose(names)
     except ValueError as error:
         fail(str(error))
-    requests = _requests(experiments, preset, rates, data, data_root, _seeds(seeds))
-    _execute(requests, out, data_root, jobs, threads)
+    device = device_of(device)
+    requests = requests_of(
+        experiments, preset, rates, data, data_root, seeds_of(seeds), device, changes or []
+    )
+    _execute(requests, out, data_root, jobs, threads, device)
 
 
 @app.command()
@@ -136,15 +137,17 @@ def reproduce(
     data: Data = DataName.auto,
     data_root: DataRoot = None,
     out: Out = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=0, help="Runs side by side; 0: one for each CPU.")] = 0,
+    jobs: Jobs = 0,
     threads: Threads = 1,
+    device: DeviceName = "cpu",
 ) -> None:
     """Run every experiment, test the claims and write the report."""
     experiments = list(registry.all_experiments().values())
-    requests = _requests(experiments, preset, RatesName.relative, data, data_root, None)
-    _make_folder(out)  # before the runs: without it there is no report in the end either
+    device = device_of(device)
+    requests = requests_of(experiments, preset, RatesName.relative, data, data_root, None, device, [])
+    make_folder(out)  # before the runs: without it there is no report in the end either
     try:
-        _execute(requests, out, data_root, jobs or _cpus(), threads)
+        _execute(requests, out, data_root, jobs, threads, device)
     finally:
         report(out)
 
@@ -154,8 +157,31 @@ def report(out: Out = Path("runs")) -> None:
     """Render the stored results as one page, OUT/report.html, and their plots under OUT/plots."""
     from python_experiments.report import write
 
-    _make_folder(out)
+    make_folder(out)
     Console().print(f"report: {write(out)}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="As for compare; default: the run written to last.")] = "",
+    out: Out = Path("runs"),
+) -> None:
+    """Show a run in the terminal while it lasts: loss, norm of K, critical rate, catapults."""
+    from catapult_ext.runs import StoredRun
+    from python_experiments.watch import show
+
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it; the run itself goes on
+        show(StoredRun(run_folder(run, out, any_one=not run)), Console(highlight=False))
+
+
+@app.command()
+def compare(a: RunName, b: RunName, out: Out = Path("runs")) -> None:
+    """Put two runs side by side: what differs in their configurations, what came of them, their metrics."""
+    from catapult_ext.runs import StoredRun
+    from python_experiments.compare import show
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    show(StoredRun(run_folder(a, out)), StoredRun(run_folder(b, out)), console)
 
 
 @app.command()
@@ -174,7 +200,7 @@ def bench(
     """Measure this machine beside plain PyTorch, one JSON line each, appended to OUT/lines.jsonl."""
     from python_experiments.bench import main
 
-    _make_folder(out)
+    make_folder(out)
     try:
         main(names or [], out, repeats, threads, seconds=seconds, memory=memory)
     except ValueError as error:
@@ -189,93 +215,57 @@ def info() -> None:
     print(json.dumps(cx.build_info(), indent=2, default=str))
 
 
-@app.command("data")
-def data_sets(data_root: DataRoot = None) -> None:
-    """List the image sets: what is found where, and what to put where for the others."""
-    import catapult_ext as cx
-    from python_experiments import training
-
-    table = Table("name", "found", "files, or what to put where")
-    for found in cx.data.available(training.data_root(data_root)):
-        files = ", ".join(str(file["path"]) for file in found.files)
-        images = f"{found.form}: {found.train} training and {found.test} test images"
-        table.add_row(found.name, "no" if found.problem else images, found.problem or files)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+_data = typer.Typer(invoke_without_command=True)
+app.add_typer(_data, name="data")
 
 
-def _make_folder(out: Path) -> None:
-    """Make the folder of results; one that cannot be made or written to is an error of one line."""
+@_data.callback()
+def data_sets(context: typer.Context, data_root: DataRoot = None) -> None:
+    """List the image sets: what is found where, with checksums, and what to put where for the others."""
+    if context.invoked_subcommand is not None:
+        return
+    from python_experiments import data_command, training
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    data_command.show(training.data_root(data_root), console)
+
+
+@_data.command("fetch")
+def fetch_data(
+    context: typer.Context,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Image sets, as `catapult data` lists them.")
+    ],
+    data_root: DataRoot = None,
+) -> None:
+    """Fetch official files, check them against the published sums; an interrupted fetch goes on where it was."""
+    from python_experiments import data_command, training
+
+    assert context.parent is not None
+    root = training.data_root(data_root or context.parent.params["data_root"])
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--out: cannot write to {str(out)!r} ({error.strerror})")
-    if not os.access(out, os.W_OK | os.X_OK):
-        fail(f"--out: cannot write to {str(out)!r} ({os.strerror(errno.EACCES)})")
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        seeds = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-        if any(seed < 0 for seed in seeds):
-            raise ValueError
-    except ValueError:
-        fail(f"--seeds: expected integers >= 0 separated by commas, such as 0,1,2, got {text!r}")
-    return seeds
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _images(data: DataName, data_root: Path | None) -> str:
-    """The image set to use; a set that was asked for and is not there is an error of one line."""
-    import catapult_ext as cx
-    from python_experiments import training
-
-    root = training.data_root(data_root)
-    if data_root is not None and not data_root.is_dir():
-        fail(f"--data-root: expected a folder, got {str(data_root)!r}")
-    if data is DataName.digits:
-        return "digits"
-    problem = next(found.problem for found in cx.data.available(root) if found.name == "cifar10")
-    if problem is None:
-        return "cifar10"
-    if data is DataName.cifar10:
-        fail(f"--data cifar10: {problem}")
-    if root is not None:  # a folder was named: do not pass over it in silence
-        print(f"using digits, since {root} has no CIFAR-10: {problem}", file=sys.stderr)
-    return "digits"
-
-
-def _requests(
-    experiments: list[registry.Experiment],
-    preset: PresetName,
-    rates: RatesName,
-    data: DataName,
-    data_root: Path | None,
-    seeds: tuple[int, ...] | None,
-) -> list[registry.Request]:
-    images = _images(data, data_root) if any(e.uses_images for e in experiments) else "digits"
-    for experiment in experiments:
-        if rates is RatesName.paper and experiment.presets[preset.value].config.rate.paper is None:
-            fail(f"--rates paper: the paper prints no rate for {experiment.name}; use --rates relative")
-    return [e.request(preset.value, rates=rates.value, images=images, seeds=seeds) for e in experiments]
+        data_command.fetch(names, root, Console())
+    except (ValueError, OSError) as error:
+        fail(str(error))
 
 
 def _execute(
-    requests: list[registry.Request], out: Path, data_root: Path | None, workers: int, threads: int
+    requests: list[registry.Request], out: Path, data_root: Path | None, jobs: int, threads: int, device: str
 ) -> None:
     """Make the runs, print each claim, exit with 1 when a run failed."""
     from python_experiments import results, runner, training
 
     console = Console(soft_wrap=True, highlight=False)
-    _make_folder(out)
+    make_folder(out)
     for request in requests:
         results.remember(out, request)
-    todo, finished = runner.jobs_of(requests, out, training.data_root(data_root), threads)
+    todo, finished = runner.jobs_of(requests, out, training.data_root(data_root), threads, device)
+    workers = jobs or max(1, cpus() // threads)
     console.print(f"{len(todo)} runs to make, {finished} already finished, {workers} at a time")
+    if min(workers, len(todo)) * threads > cpus():
+        console.print(
+            f"{workers} runs with {threads} threads each share {cpus()} CPUs and wait for one another"
+        )
     outcomes = runner.execute(todo, workers, console)
     failed = [outcome for outcome in outcomes if outcome.error]
     words = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Rates = Literal["relative", "paper"]
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class RunConfig:
         reference: whose critical rate `rate.relative` multiplies, at initialisation: that of the whole
             training set ("train") or of its first sample alone ("first sample").
         rates: which form of `rate` is used.
+        device: kind of device that it is trained on; another kind rounds in another way.
     """
 
     network: Network
@@ -107,6 +109,7 @@ class RunConfig:
     evaluate: bool = False
     reference: Literal["train", "first sample"] = "train"
     rates: Rates = "relative"
+    device: Device = "cpu"
 
     @property
     def algorithm(self) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from python_experiments import sweep
 from python_experiments.claims import Claim, Group
-from python_experiments.config import Preset, Rates, RunConfig
+from python_experiments.config import Device, Preset, Rates, RunConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,15 +60,36 @@ class Experiment:
         rates: Rates = "relative",
         images: str = "digits",
         seeds: Sequence[int] | None = None,
+        device: Device = "cpu",
+        changes: sweep.Changes = (),
     ) -> Request:
-        """What to run for one preset; `images` replaces the task's name where the experiment uses images."""
-        return Request(
+        """What to run for one preset.
+
+        Args:
+            preset: "smoke", "cpu" or "paper".
+            rates: which form of the rate is used.
+            images: replaces the task's name where the experiment uses images.
+            seeds: seeds of the group "main"; None: the preset's.
+            device: kind of device.
+            changes: fields of the configuration that are set to something else.
+
+        Raises:
+            ValueError: a change would change none of the runs of the group "main".
+        """
+        request = Request(
             self.name,
             preset,
             rates,
             images if self.uses_images else None,
             tuple(seeds or self.presets[preset].seeds),
+            device,
+            changes,
         )
+        for name, value in changes:
+            others = replace(request, changes=tuple(c for c in changes if c[0] != name))
+            if request.config != others.config and request.groups()["main"] == others.groups()["main"]:
+                raise ValueError(f"--set {name}={value}: the runs of {self.name} set {name} themselves")
+        return request
 
 
 @dataclass(frozen=True)
@@ -79,6 +102,8 @@ class Request:
         rates: "relative" or "paper".
         images: the image set, None for a synthetic task.
         seeds: seeds of the group "main".
+        device: "cpu" or "cuda".
+        changes: fields of the preset's configuration that are set to something else: a variant of a sweep.
     """
 
     experiment: str
@@ -86,18 +111,33 @@ class Request:
     rates: Rates
     images: str | None
     seeds: tuple[int, ...]
+    device: Device = "cpu"
+    changes: sweep.Changes = ()
+
+    @property
+    def base(self) -> Request:
+        """The request that this one is a variant of; itself where nothing is changed."""
+        return replace(self, changes=())
+
+    @property
+    def name(self) -> str:
+        """The experiment and what is changed, in words."""
+        return f"{self.experiment} ({sweep.in_words(self.changes)})" if self.changes else self.experiment
 
     @property
     def key(self) -> str:
         """Name of the files that belong to it."""
-        return "-".join([self.experiment, self.preset, self.rates, *([self.images] if self.images else [])])
+        parts = [self.experiment, self.preset, self.rates, self.images or "", self.device.replace("cpu", "")]
+        changes = [re.sub(r"[^\w.=+-]", "_", sweep.in_words((change,))) for change in self.changes]
+        return "-".join(part for part in [*parts, *changes] if part)
 
     @property
     def config(self) -> RunConfig:
-        """The preset's configuration with the chosen rates and images."""
+        """The preset's configuration with the chosen rates, images, device and changes."""
         config = get(self.experiment).presets[self.preset].config
         task = replace(config.task, name=self.images) if self.images else config.task
-        return replace(config, task=task, rates=self.rates)
+        config = replace(config, task=task, rates=self.rates, device=self.device)
+        return sweep.apply(config, self.changes)
 
     def groups(self) -> dict[str, dict[str, list[tuple[RunConfig, int]]]]:
         """Group -> condition -> (configuration, seed) of each of its runs."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,8 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 
 import catapult_ext as cx
-from python_experiments import registry, results, style, training
-from python_experiments.claims import Group, Run, Verdict, judge
+from python_experiments import registry, results, style, sweep, training
+from python_experiments.claims import Claim, Group, Run, Verdict, judge
+from python_experiments.readings import duration
 from python_experiments.registry import Experiment, Request
 
 
@@ -37,10 +40,10 @@ class Section:
         return "data:image/png;base64," + base64.b64encode(self.image or b"").decode()
 
     @property
-    def wide(self) -> bool:
-        """Whether the plot has several columns, from width and height in the PNG's header."""
-        width, height = (int.from_bytes((self.image or bytes(24))[i : i + 4], "big") for i in (16, 20))
-        return width > 1.5 * height
+    def image_width(self) -> int:
+        """Width in CSS pixels at which the plot's letters are read on a phone, from the PNG's header."""
+        pixels = int.from_bytes((self.image or bytes(24))[16:20], "big")
+        return round(pixels / style.RC["savefig.dpi"] * 72)
 
     @property
     def anchor(self) -> str:
@@ -58,14 +61,9 @@ class Section:
         return sum(run.summary["seconds"] for run in self.runs)
 
     @property
-    def status(self) -> str:
-        """Not run, incomplete, all claims hold, or how many do not."""
-        if not self.runs:
-            return "not run"
-        bad = [verdict for verdict in self.verdicts if verdict.word != "holds"]
-        if "main" not in self.groups:
-            return "incomplete"
-        return f"{len(bad)} of {len(self.verdicts)} not shown" if bad else "all claims hold"
+    def name(self) -> str:
+        """What a variant of a sweep changes, in words."""
+        return sweep.in_words(self.request.changes) if self.request else ""
 
     @property
     def data_text(self) -> str:
@@ -83,40 +81,114 @@ class Section:
         return "; ".join(dict.fromkeys(hardware(run.environment) for run in self.runs))
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Variants of one request, as the page shows them."""
+
+    experiment: Experiment
+    variants: list[Section]
+
+    @property
+    def base(self) -> Request:
+        """The request that they vary."""
+        assert self.variants[0].request is not None
+        return self.variants[0].request.base
+
+    @property
+    def anchor(self) -> str:
+        """Target of links within the page."""
+        return f"sweep-{self.base.key}"
+
+    @property
+    def fields(self) -> str:
+        """What is varied."""
+        changes = [variant.request.changes for variant in self.variants if variant.request]
+        return ", ".join(dict.fromkeys(name for change in changes for name, _ in change))
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every finished run of every variant; runs that variants share count once."""
+        runs = {(run.config, run.seed): run for variant in self.variants for run in variant.runs}
+        return list(runs.values())
+
+    @property
+    def seconds(self) -> float:
+        """Training time of its runs, one after the other."""
+        return sum(run.summary["seconds"] for run in self.runs)
+
+    @property
+    def hardware(self) -> str:
+        """The machines and thread counts that its runs used."""
+        return "; ".join(dict.fromkeys(hardware(run.environment) for run in self.runs))
+
+    @property
+    def claims(self) -> list[tuple[Claim, list[Verdict]]]:
+        """Each claim with its verdict on each variant."""
+        by_claim = zip(*(variant.verdicts for variant in self.variants), strict=True)
+        return [(verdicts[0].claim, list(verdicts)) for verdicts in by_claim]
+
+
 def hardware(environment: Mapping[str, Any]) -> str:
-    """CPU, threads and SIMD level of a run in one line."""
+    """GPU or CPU, threads and SIMD level of a run in one line."""
     threads = environment.get("threads")
+    gpu = environment.get("gpu")
     return (
-        f"{environment.get('cpu', 'unknown CPU')}, {threads} thread{'' if threads == 1 else 's'}, "
+        f"{gpu + ', ' if gpu else ''}{environment.get('cpu', 'unknown CPU')}, "
+        f"{threads} thread{'' if threads == 1 else 's'}, "
         f"{environment.get('simd', '?')}, torch {environment.get('torch', '?')}"
     )
 
 
-def sections(root: Path) -> list[Section]:
+def sections(root: Path) -> list[Section | Sweep]:
     """Every request made under `root`, and every experiment without one; draws their plots."""
     requests = results.remembered(root)
-    found = []
+    found: list[Section | Sweep] = []
     for experiment in registry.all_experiments().values():
         own = [request for request in requests if request.experiment == experiment.name]
         if not own:
             found.append(Section(experiment, None, {}, judge(experiment.claims, {}), 0, None))
-        for request in own:
-            groups = training.finished_groups(root, request)
-            image = None
-            if "main" in groups:
-                files = style.save(experiment.plot(groups), root / "plots" / request.key)
-                image = files[0].read_bytes()
-            found.append(
-                Section(
-                    experiment,
-                    request,
-                    groups,
-                    judge(experiment.claims, groups),
-                    len(training.unfinished(root, request)),
-                    image,
-                )
-            )
+        for _, members in itertools.groupby(own, key=lambda request: request.base.key):
+            shown = [_section(root, experiment, request) for request in members]
+            found += [section for section in shown if section.request and not section.request.changes]
+            if variants := [section for section in shown if section.request and section.request.changes]:
+                found.append(Sweep(experiment, variants))
     return found
+
+
+def _section(root: Path, experiment: Experiment, request: Request) -> Section:
+    groups = training.finished_groups(root, request)
+    image = None
+    if "main" in groups:
+        files = style.save(experiment.plot(groups), root / "plots" / request.key)
+        image = files[0].read_bytes()
+    missing = len(training.unfinished(root, request))
+    return Section(experiment, request, groups, judge(experiment.claims, groups), missing, image)
+
+
+def counts(shown: Sequence[Section | Sweep]) -> str:
+    """How many claims hold, in words."""
+    parts = [part for s in shown for part in (s.variants if isinstance(s, Sweep) else [s])]
+    words = [verdict.word for part in parts for verdict in part.verdicts]
+    plural = {
+        "holds": "hold",
+        "fails": "fail",
+        "not run": "not run",
+        "holds, but so does its control": "hold on their controls too",
+        "holds, control not run": "hold, controls not run",
+    }
+    found = [f"{words.count(word)} {text}" for word, text in plural.items() if word in ("holds", *words)]
+    return f"{len(words)} claims: {', '.join(found)}."
+
+
+def span(claim: Claim, verdicts: Sequence[Verdict], which: str) -> str:
+    """Smallest to largest number of a claim over the variants of a sweep; `which` is "ours" or "control"."""
+    measured = [m for v in verdicts if (m := getattr(v, which)) is not None]
+    if not measured:
+        return results.number(claim, None)
+    known = sorted((m for m in measured if not math.isnan(m.value)), key=lambda m: m.value)
+    ends = [results.number(claim, m) for m in (known or measured)[:: max(1, len(known) - 1)]]
+    none = "none or " if known and len(known) < len(measured) else ""
+    return none + " to ".join(dict.fromkeys(ends))
 
 
 def write(root: Path) -> Path:
@@ -131,15 +203,19 @@ def write(root: Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols"],
     )
     environment.filters |= {
         "duration": duration,
         "math": formulas,
         "entries": entries,
     }
+    shown = sections(root)
     page = environment.get_template("report.html.j2").render(
-        sections=sections(root),
+        sections=shown,
+        counts=counts(shown),
         number=results.number,
+        span=span,
         version=cx.__version__,
         build=cx.build_info(),
         time=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -163,10 +239,3 @@ def formulas(text: str) -> Markup:
 def _subscript(found: re.Match[str]) -> str:
     relation = "≤" if found[1] == "&lt;=" else "&gt;"
     return f"<i>L</i><sub>{relation}{found[2]}</sub>"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 0.4 s, 12 s, 3.5 min."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min"

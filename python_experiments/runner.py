@@ -6,17 +6,19 @@ import contextlib
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from python_experiments.config import RunConfig
+from python_experiments.progress import Board
 from python_experiments.registry import Request
+
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Job:
         root: folder of all runs.
         data_root: folder of image sets.
         threads: torch threads.
+        device: the device of the kind that `config` names.
         names: the experiments, groups and conditions that want it, in words.
     """
 
@@ -37,6 +40,7 @@ class Job:
     root: Path
     data_root: Path | None
     threads: int
+    device: str
     names: tuple[str, ...] = field(compare=False)
 
     @property
@@ -64,7 +68,7 @@ class Outcome:
 
 
 def jobs_of(
-    requests: Sequence[Request], root: Path, data_root: Path | None, threads: int
+    requests: Sequence[Request], root: Path, data_root: Path | None, threads: int, device: str = "cpu"
 ) -> tuple[list[Job], int]:
     """The unfinished runs of the requests, each once, the longest first; and the number of finished ones."""
     from python_experiments import training
@@ -74,10 +78,10 @@ def jobs_of(
         for group, conditions in request.groups().items():
             for condition, members in conditions.items():
                 for config, seed in members:
-                    name = f"{request.experiment}, {group}: {condition}, seed {seed}"
+                    name = f"{request.name}, {group}: {condition}, seed {seed}"
                     wanted.setdefault((config, seed), []).append(name)
     jobs = [
-        Job(config, seed, root, data_root, threads, tuple(names))
+        Job(config, seed, root, data_root, threads, device, tuple(names))
         for (config, seed), names in wanted.items()
         if not training.folder(root, config, seed).finished
     ]
@@ -92,24 +96,19 @@ def execute(jobs: Sequence[Job], workers: int, console: Console) -> list[Outcome
     """
     outcomes = []
     alone = workers == 1
-    results = _in_process(jobs) if alone else _in_workers(jobs, min(workers, len(jobs)))
-    with _progress(console, len(jobs), hidden=alone) as bar:  # alone, each run shows its own steps
+    with Board(console, len(jobs), enabled=not alone) as board:  # alone, each run shows its own steps
+        results = _in_process(jobs) if alone else _in_workers(jobs, min(workers, len(jobs)), board)
         for outcome in results:
             outcomes.append(outcome)
             state = "done" if outcome.error is None else f"FAILED: {outcome.error}"
             console.print(
-                f"  {outcome.job.names[0]}: {state} ({outcome.seconds:.1f} s)", highlight=False, markup=False
+                f"  {outcome.job.names[0]}: {state} ({outcome.seconds:.1f} s)",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
-            bar()
+            board.done()
     return outcomes
-
-
-@contextlib.contextmanager
-def _progress(console: Console, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    columns = (TextColumn("runs"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _run(job: Job, *, progress: bool = False) -> tuple[str | None, str]:
@@ -121,7 +120,7 @@ def _run(job: Job, *, progress: bool = False) -> tuple[str | None, str]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(job.threads)
-        training.train(job.config, job.seed, job.root, job.data_root, progress=progress)
+        training.train(job.config, job.seed, job.root, job.data_root, device=job.device, progress=progress)
     except Exception as error:  # one run of many: whatever it is, it is reported and the others go on
         text = str(error).splitlines()
         return f"{type(error).__name__}: {text[0] if text else ''}", traceback.format_exc()
@@ -142,6 +141,13 @@ def _serve(pipe: Connection) -> None:
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             pipe.send(_run(pipe.recv()))
+
+
+def _place(job: Job) -> tuple[Path, int]:
+    """Where a job's run is kept, and the steps that it makes at most."""
+    from python_experiments import training
+
+    return training.folder(job.root, job.config, job.seed).path, job.config.max_steps
 
 
 @dataclass
@@ -173,7 +179,8 @@ class _Worker:
         except EOFError:
             self.process.join()
             code = self.process.exitcode
-            error = f"the process ended with signal {-code}" if code and code < 0 else f"exit code {code}"
+            end = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            error = f"the process ended with {end}"
             details = ""
         outcome, self.job = Outcome(self.job, error, details, seconds), None
         return outcome
@@ -185,7 +192,7 @@ class _Worker:
             self.process.terminate()
 
 
-def _in_workers(jobs: Sequence[Job], count: int) -> Iterator[Outcome]:
+def _in_workers(jobs: Sequence[Job], count: int, board: Board) -> Iterator[Outcome]:
     pending = list(reversed(jobs))
     workers: list[_Worker] = []
     try:
@@ -197,8 +204,9 @@ def _in_workers(jobs: Sequence[Job], count: int) -> Iterator[Outcome]:
                 if worker.job is None and pending:
                     worker.give(pending.pop())
             busy = {worker.pipe: worker for worker in workers if worker.job}
-            for pipe in wait(list(busy)):
+            for pipe in wait(list(busy), timeout=_POLL_SECONDS if board.shown else None):
                 yield busy[pipe].take()
+            board.show({worker.job.names[0]: _place(worker.job) for worker in workers if worker.job})
     finally:
         for worker in workers:
             worker.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -136,15 +135,34 @@ def recorders(config: RunConfig, data: cx.data.Split, seed: int) -> list[cx.Reco
     return chosen
 
 
-def train(config: RunConfig, seed: int, root: Path, data_root: Path | None, *, progress: bool = False) -> Run:
-    """Train a run, go on with an interrupted one, or load a finished one."""
+def train(
+    config: RunConfig,
+    seed: int,
+    root: Path,
+    data_root: Path | None,
+    *,
+    device: str | None = None,
+    progress: bool = False,
+) -> Run:
+    """Train a run, go on with an interrupted one, or load a finished one.
+
+    Args:
+        config: the run.
+        seed: its seed.
+        root: folder of all runs.
+        data_root: folder of image sets.
+        device: which device of the kind that `config` names, such as "cuda:1"; None: the first.
+        progress: show a progress bar where there is a terminal.
+    """
     where = folder(root, config, seed)
     if not where.finished:
         data = load(config.task, seed, data_root)
+        with where.open() as session:
+            session.note("data", data.train.info)
+        data = data.to(device or config.device)
         x, y = data.train.x, data.train.y
-        where.path.mkdir(parents=True, exist_ok=True)
-        (where.path / "data.json").write_text(json.dumps(data.train.info, indent=2) + "\n")
-        model = build(config, tuple(x.shape[1:]), y.shape[1], seed)
+        # Drawn on the CPU: the initial weights are the same on every device.
+        model = build(config, tuple(x.shape[1:]), y.shape[1], seed).to(x.device)
         cx.train(
             model,
             data,
@@ -184,9 +202,9 @@ def read(root: Path, config: RunConfig, seed: int) -> Run:
         summary["alignment"] = best.measures.get("agop_alignment")
     if "catapult" in stored.metrics:
         summary["catapults"] = int(stored.metrics["catapult"].iloc[:until].sum())
-    environment = json.loads((where.path / "environment.json").read_text())
-    summary["data"] = json.loads((where.path / "data.json").read_text())
-    return Run(config, seed, stored.metrics, summary, environment[-1])
+    files = runs.StoredRun(where.path)
+    summary["data"] = files.read("data")
+    return Run(config, seed, stored.metrics, summary, files.read("environment")[-1])
 
 
 def finished_groups(root: Path, request: Request) -> dict[str, Group]:

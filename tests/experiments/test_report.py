@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 
 import pytest
 
-from python_experiments import registry, report, results, training
+from python_experiments import readings, registry, report, results, sweep, training
 from tests.experiments.helpers import Page, letters
 
 EXPERIMENTS = list(registry.all_experiments())
@@ -27,26 +26,6 @@ def section_of(page, anchor):
     found = [s for s in page.root.all("section") if s.attributes.get("id") == anchor]
     assert len(found) == 1, anchor
     return found[0]
-
-
-def media(page, condition):
-    """The rules of an @media block of the page."""
-    (style,) = page.root.all("style")
-    start = style.text.index("{", style.text.index(f"@media {condition}")) + 1
-    depth, end = 1, start
-    while depth:
-        depth += {"{": 1, "}": -1}.get(style.text[end], 0)
-        end += 1
-    return style.text[start : end - 1]
-
-
-def declarations(rules, selector):
-    """The declarations that rules give to a selector."""
-    found = ""
-    for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", rules):
-        if selector in (part.strip() for part in selectors.split(",")):
-            found += body + ";"
-    return dict(tuple(p.strip() for p in d.split(":", 1)) for d in found.split(";") if ":" in d)
 
 
 def test_nothing_is_fetched_from_elsewhere(report_page, report_file):
@@ -86,7 +65,7 @@ def test_the_overview_has_a_row_for_each_claim(smoke, report_page):
             for run in members
         ]
         (head,) = body.all("th")
-        seconds = report.duration(sum(run.summary["seconds"] for run in runs))
+        seconds = readings.duration(sum(run.summary["seconds"] for run in runs))
         assert "preset smoke" in head.text
         assert str(request.config.task) in head.text
         assert f"{len(runs)} runs, {seconds}" in head.text
@@ -105,32 +84,57 @@ def test_the_overview_has_a_row_for_each_claim(smoke, report_page):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_plots_are_stored_as_png_and_svg(smoke, report_file, name):
+def test_plots_are_stored_as_png_and_pdf(smoke, report_file, name):
     stem = smoke.out / "plots" / registry.get(name).request("smoke").key
     image = stem.with_name(stem.name + ".png").read_bytes()
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
     assert min(width, height) > 400
     assert len(image) > 5000
-    drawing = ET.parse(stem.with_name(stem.name + ".svg")).getroot()
-    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(drawing.findall(".//{http://www.w3.org/2000/svg}path")) > 10
+    drawing = stem.with_name(stem.name + ".pdf").read_bytes()
+    assert drawing.startswith(b"%PDF-")
+    assert drawing.rstrip().endswith(b"%%EOF")
+    assert b"/FontFile2" in drawing  # letters stay letters
+    assert b"/CreationDate" not in drawing  # the same results give the same file
 
 
-def test_it_reads_on_a_phone(report_page):
-    (viewport,) = [m for m in report_page.root.all("meta") if m.attributes.get("name") == "viewport"]
-    assert "width=device-width" in viewport.attributes["content"]
-    rules = media(report_page, "(max-width")
-    for tag in ("table", "tbody", "tr", "td", "tbody th"):  # cells below one another, not side by side
-        assert declarations(rules, tag).get("display") == "block", tag
-    assert declarations(rules, "td").get("white-space") != "nowrap"
-    assert declarations(rules, "thead").get("display") == "none"
+def test_a_missing_run_is_shown_as_missing(tmp_path):
+    request = registry.get("fig5").request("smoke")
+    results.remember(tmp_path, request)
+    training.train(*request.groups()["main"]["SGD, batch 1"][0], tmp_path, None)
+    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    section = section_of(page, request.key)
+    assert "2 of its runs are not finished" in section.text
+    assert [row["verdict"] for row in rows_by_label(section)] == ["✗holds,controlnotrun"] * 2
+    assert len(section.all("img")) == 1
 
 
-def test_it_prints(report_page):
-    rules = media(report_page, "print")
-    assert declarations(rules, "body")["max-width"] == "none"
-    assert declarations(rules, "figure")["break-inside"] == "avoid"
+def test_a_sweep_has_its_own_section_and_says_in_how_many_variants_a_claim_holds(tmp_path):
+    experiment = registry.get("fig5")
+    config = experiment.presets["smoke"].config
+    requests = [
+        experiment.request("smoke", changes=changes)
+        for changes in sweep.variants(config, ["network.width=4096,256", "max_steps=30"])
+    ]
+    for request in requests:
+        results.remember(tmp_path, request)
+        for conditions in request.groups().values():
+            for config, seed in (member for members in conditions.values() for member in members):
+                training.train(config, seed, tmp_path, None)
+    page = Page(report.write(tmp_path).read_text(encoding="utf-8"))
+    section = section_of(page, f"sweep-{requests[0].base.key}")
+    names = [row.all("td")[0].text for row in section.all("tr")[1:]]
+    assert names == ["network.width=256, max_steps=30", "network.width=4096, max_steps=30"]  # by size
+    assert len(section.all("img")) == 2
+    found = {request.changes: results.verdicts(tmp_path, request) for request in requests}
+    (body,) = [b for b in section_of(page, "overview").all("tbody") if "sweep" in b.all("th")[0].text]
+    assert "2 variants" in body.all("th")[0].text
+    for i, row in enumerate(rows_by_label(body)):
+        held = sum(verdicts[i].word == "holds" for verdicts in found.values())
+        assert row["verdict"] == f"holdsin{held}of2"
+    words = [v.word for verdicts in found.values() for v in verdicts]
+    total = sum(len(e.claims) for e in registry.all_experiments().values()) - 2 + len(words)
+    assert f"{total} claims: {words.count('holds')} hold" in page.root.text
 
 
 def test_experiments_without_runs_are_shown_as_not_run(tmp_path):
@@ -152,7 +156,18 @@ def test_text_from_the_results_is_escaped():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.44, "0.4 s"), (12.3, "12 s"), (100, "1.7 min"), (210, "3.5 min")]
+    ("seconds", "words"),
+    [
+        (0.44, "0.4 s"),
+        (9.96, "10 s"),
+        (12.3, "12 s"),
+        (99.6, "1.7 min"),
+        (210, "3.5 min"),
+        (596.9, "9.9 min"),
+        (745, "12 min"),
+        (7200, "2.0 h"),
+        (90_000, "25 h"),
+    ],
 )
 def test_times_are_words(seconds, words):
-    assert report.duration(seconds) == words
+    assert readings.duration(seconds) == words

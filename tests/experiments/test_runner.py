@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,16 +22,45 @@ SHORT = replace(registry.get("fig5").presets["smoke"].config, max_steps=3)
 
 
 def job(root, seed=0, config=SHORT):
-    return runner.Job(config, seed, root, None, 1, (f"run {seed}",))
+    return runner.Job(config, seed, root, None, 1, "cpu", (f"run {seed}",))
 
 
-def test_a_process_that_exits_is_reported_and_the_others_go_on(tmp_path):
-    jobs = [job(ExitsWhenUsed(), 9), *(job(tmp_path, seed) for seed in range(3))]
+def holder(folder):
+    """The process that writes the metrics of a run."""
+    file = str((folder / "metrics.jsonl").resolve())
+    while True:
+        for child in multiprocessing.active_children():
+            with contextlib.suppress(OSError):
+                links = (f"/proc/{child.pid}/fd/{n}" for n in os.listdir(f"/proc/{child.pid}/fd"))
+                if file in map(os.path.realpath, links):
+                    return child.pid
+        time.sleep(0.02)
+
+
+def test_a_run_that_dies_takes_only_itself_down(tmp_path):
+    """One process exits, one is killed, one raises; all others are done, and each says what became of it."""
+    endless = replace(
+        registry.get("table1").presets["cpu"].config, batch_size=5, max_steps=10**6, stop_loss=None
+    )
+    missing = replace(SHORT, task=replace(SHORT.task, name="cifar10", classes=(7, 9)))
+    jobs = [
+        job(tmp_path, 8, endless),
+        job(ExitsWhenUsed(), 9),
+        job(tmp_path, 7, missing),
+        *(job(tmp_path, seed) for seed in range(3)),
+    ]
+    folder = training.folder(tmp_path, endless, 8).path
+    killer = threading.Thread(target=lambda: os.kill(holder(folder), signal.SIGKILL), daemon=True)
+    killer.start()
     printed = io.StringIO()
-    outcomes = {o.job.names[0]: o for o in runner.execute(jobs, 2, Console(file=printed, width=200))}
-    assert set(outcomes) == {"run 9", "run 0", "run 1", "run 2"}
-    assert "exit code 3" in outcomes["run 9"].error
-    assert f"run 9: FAILED: {outcomes['run 9'].error}" in printed.getvalue()
+    outcomes = {o.job.names[0]: o for o in runner.execute(jobs, 2, Console(file=printed))}
+    killer.join(timeout=5)
+    assert set(outcomes) == {f"run {n}" for n in (0, 1, 2, 7, 8, 9)}
+    assert outcomes["run 8"].error == "the process ended with signal 9"
+    assert outcomes["run 9"].error == "the process ended with exit code 3"
+    assert outcomes["run 7"].error.startswith("FileNotFoundError: cifar10: no data root")
+    for name in ("run 7", "run 8", "run 9"):
+        assert f"{name}: FAILED: {outcomes[name].error}" in printed.getvalue()
     for seed in range(3):
         assert outcomes[f"run {seed}"].error is None
         assert f"run {seed}: done" in printed.getvalue()
@@ -75,6 +110,7 @@ def test_the_longest_run_comes_first(tmp_path):
     assert all(a.size >= b.size for a, b in itertools.pairwise(jobs))
     assert jobs[0].size > jobs[-1].size
     assert len({(j.config, j.seed) for j in jobs}) == len(jobs)
+    assert len([j for j in jobs if len(j.names) == 2]) >= 4  # Fig. 2 shows runs of Fig. 3a
 
 
 @pytest.mark.parametrize(
