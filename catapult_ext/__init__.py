@@ -9,6 +9,7 @@ from catapult_ext.agop import agop, agop_alignment, input_gradients
 from catapult_ext.build import build_info
 from catapult_ext.eigen import TopEigh, critical_lr, spectral_norm, top_eigh
 from catapult_ext.errors import NonFinite, UnsupportedModule
+from catapult_ext.hessian import hessian_top
 from catapult_ext.losses import decompose_loss
 from catapult_ext.ntk import jacobian, ntk
 from catapult_ext.observe import LayerReport, Observation, Observer, observe
@@ -88,6 +89,7 @@ __all__ = [
     "critical_lr",
     "data",
     "decompose_loss",
+    "hessian_top",
     "input_gradients",
     "jacobian",
     "models",

@@ -14,6 +14,7 @@ from torch.autograd.graph import _engine_run_backward
 __all__ = [
     "COUPLING_REFUSED",
     "DATA_DEPENDENT",
+    "NO_SECOND_DERIVATIVE",
     "backward",
     "conv_geometry",
     "conv_unsupported",
@@ -51,6 +52,15 @@ DATA_DEPENDENT = frozenset(
         "TakeBackward",
     }
 )
+
+# Nodes in the graph of a gradient at which PyTorch's second derivative ends, or is wrong, without an error.
+NO_SECOND_DERIVATIVE = {
+    "Error": "the backward of a custom function is marked once_differentiable",
+    "WeightNormInterfaceBackward": (
+        "torch's weight_norm takes the norm of its weight for a constant there; write weight * gain / weight.norm() "
+        "in a parametrization of your own"
+    ),
+}
 
 # Nodes that hide part of the graph: parameters behind them would be reported as unused.
 COUPLING_REFUSED = {
