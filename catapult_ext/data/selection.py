@@ -44,41 +44,32 @@ def choose(
     for part in back:  # the remainder goes to the last classes: where two parts have one, none pays twice
         quotas[part].reverse()
 
-    def check(available: list[np.ndarray], note: str) -> None:
-        for i, group in enumerate(available):
-            need = sum(quota[i] for quota in quotas.values())
-            if need > len(group):
-                which = f"class {classes[i]}" if selection == "balanced" else f"classes {tuple(classes)}"
-                asked = " + ".join(f"{part} {quota[i]}" for part, quota in quotas.items())
-                raise ValueError(
-                    f"{what.format(len(group), which)}, but {asked} = {need} are asked for{note}"
-                )
-
-    check(groups, "")
     order = groups if selection == "first" else [random.permutation(group) for group in groups]
     taken: dict[str, list[np.ndarray]] = {}
-    if neighbours == 1:
-        for part in back:
-            taken[part] = [group[::-1][:share] for group, share in zip(order, quotas[part], strict=True)]
-            order = [group[: len(group) - share] for group, share in zip(order, quotas[part], strict=True)]
-    else:
-        rest = groups  # in file order
-        dropped = [np.zeros(0, dtype=np.int64) for _ in groups]
-        for part in back:
-            taken[part] = [group[::-1][:share] for group, share in zip(rest, quotas[part], strict=True)]
-            rows = np.concatenate(taken[part])
-            cut = rows.min() - (neighbours - 1) if len(rows) else len(labels)
-            dropped = [
-                np.union1d(out, np.setdiff1d(group[group >= cut], own))
-                for out, group, own in zip(dropped, rest, taken[part], strict=True)
-            ]
-            rest = [group[group < cut] for group in rest]
-        check(
-            [np.setdiff1d(group, out) for group, out in zip(groups, dropped, strict=True)],
-            f" ({sum(map(len, dropped))} more are left out: neighbouring rows can show the same photo, "
-            "so the parts are cut from the file whole)",
-        )
-        order = [group[np.isin(group, left)] for group, left in zip(order, rest, strict=True)]
+    line = order if neighbours == 1 else groups  # what the parts from the back are cut from, and what is left
+    for part in back:
+        taken[part] = [group[::-1][:share] for group, share in zip(line, quotas[part], strict=True)]
+        if neighbours == 1:
+            line = [group[: len(group) - len(own)] for group, own in zip(line, taken[part], strict=True)]
+        elif sizes[part]:
+            cut = min(own.min(initial=len(labels)) for own in taken[part]) - (neighbours - 1)
+            line = [group[group < cut] for group in line]
+
+    for i, group in enumerate(groups):
+        available = len(line[i]) + sum(len(taken[part][i]) for part in back)
+        need = sum(quota[i] for quota in quotas.values())
+        if need > available:
+            which = f"class {classes[i]}" if selection == "balanced" else f"classes {tuple(classes)}"
+            asked = " + ".join(f"{part} {quota[i]}" for part, quota in quotas.items())
+            left_out = (
+                f" ({len(group) - available} more are left out: neighbouring rows can show the same photo, "
+                "so the file is cut into whole parts)"
+            )
+            raise ValueError(
+                f"{what.format(available, which)}, but {asked} = {need} are asked for"
+                + left_out * (available < len(group))
+            )
+    order = [group[np.isin(group, left)] for group, left in zip(order, line, strict=True)]
     taken[front] = [group[:share] for group, share in zip(order, quotas[front], strict=True)]
     # From the back come the rows of a class, and the classes, in reverse.
     return [_interleave(taken[part] if part == front else taken[part][::-1]) for part in sizes]
