@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from catapult_ext.runs import StoredRun
-from python_experiments.readings import chart, reading, series
+from python_experiments.readings import catapults, chart, reading, series
 
 #: Entries of an environment that a reader of two results wants to see when they differ.
 _ENVIRONMENT = ("catapult_ext", "torch", "cpu", "threads", "simd", "gpu", "commit")
@@ -34,9 +34,11 @@ def show(one: StoredRun, other: StoredRun, console: Console) -> None:
     )
     _print(console, "metrics: first to last (smallest to largest)", "column", _metrics(*tables))
     console.print(f"\n{agreement(*tables)}", highlight=False)
-    for letter, run, r in zip("AB", (one, other), rows, strict=True):
+    losses = [series(r, "loss") for r in rows]
+    positive = np.concatenate([loss[loss > 0] for loss in losses])
+    for letter, run, loss in zip("AB", (one, other), losses, strict=True):
         console.print(f"\n{letter}: loss of {run.path}", style="dim", highlight=False, soft_wrap=True)
-        for line in chart(series(r, "loss"), console.width - 1, 3):
+        for line in chart(loss, console.width - 1, 4, (positive.min(), positive.max())) if len(loss) else []:
             console.print(line, no_wrap=True, highlight=False)
 
 
@@ -65,18 +67,19 @@ def agreement(one: pd.DataFrame, other: pd.DataFrame) -> str:
     steps = min(len(one), len(other))
     if not steps or not columns:
         return "The runs have no step or no column in common."
-    unequal = np.zeros(steps, dtype=bool)
     where: dict[str, int] = {}
     for column in columns:
         a, b = (t[column].astype("float64").to_numpy()[:steps] for t in (one, other))
         differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
         if differ.any():
             where[column] = int(differ.argmax())
-        unequal |= differ
     if where:
         first = min(where.values())
         names = ", ".join(column for column, row in where.items() if row == first)
-        return f"The metrics are equal bit by bit before step {int(one['step'].iloc[first])}, where {names} differ."
+        step = int(one["step"].iloc[first])
+        if first == 0:
+            return f"The metrics differ from step {step} on, in {names}."
+        return f"The metrics are equal bit by bit before step {step} and differ there in {names}."
     longer = "" if len(one) == len(other) else f"; then only {'A' if len(one) > len(other) else 'B'} goes on"
     return f"The metrics in common are equal bit by bit in all {steps} rows{longer}."
 
@@ -94,15 +97,15 @@ def _environment(run: StoredRun) -> dict[str, Any]:
 def _result(run: StoredRun, rows: list[dict[str, Any]]) -> dict[str, Any]:
     result = run.read("result") or {}
     best = result.get("best") or {}
-    now = reading(rows)
+    now, found = reading(rows), catapults(rows)
     shown = {
         "state": run.state,
         "result": result.get("result"),
         "steps": now.step,
         "seconds": result.get("seconds"),
         "last loss": now.loss,
-        "catapults": now.catapults,
-        "steps above the critical rate": now.steps_above,
+        "catapults": None if found is None else len(found),
+        "steps with rate > critical": now.steps_above,
     }
     names = {"step": "best step", "measures": "best"}
     return shown | flat({names.get(name, name.replace("_", " ")): value for name, value in best.items()})

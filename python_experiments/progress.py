@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from catapult_ext.runs import MetricsTail, UnreadableFile
 from python_experiments.readings import reading
@@ -26,12 +27,20 @@ class Board:
     def __init__(self, console: Console, total: int, *, enabled: bool) -> None:
         self.shown = enabled and console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.fields[name]}", markup=False),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
+            TextColumn(
+                "{task.fields[name]}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            TextColumn(
+                "{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True, justify="right")
+            ),
+            BarColumn(bar_width=10),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             console=console,
+            expand=True,
+            auto_refresh=False,
             disable=not self.shown,
         )
         self._all = self._bars.add_task("", total=total, name="runs")
@@ -65,3 +74,4 @@ class Board:
                 if tail.poll():
                     now = reading(tail.rows)
                     self._bars.update(task, completed=now.step, description=now.line)
+        self._bars.refresh()

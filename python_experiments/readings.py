@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from catapult_ext import CatapultDetector
+from catapult_ext.training import Spike
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
@@ -23,9 +27,8 @@ class Reading:
         norm: largest eigenvalue of the tangent kernel of the training set or the probe.
         critical_lr: critical rate of the training set or the probe, else of the last batch.
         of_batch: whether that critical rate is that of the batch.
-        steps_above: steps whose rate exceeds the critical rate that belongs to the step; the paper counts each
-            of them as a catapult of SGD.
-        catapults: how often the rate has come to exceed the critical rate: neighbouring steps count once.
+        steps_above: steps whose rate exceeds the critical rate of their batch, else of the set; the paper
+            counts each of them as a catapult of SGD.
     """
 
     step: int = 0
@@ -35,19 +38,17 @@ class Reading:
     critical_lr: float | None = None
     of_batch: bool = False
     steps_above: int | None = None
-    catapults: int | None = None
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
-        values = {
-            "loss": self.loss,
-            "rate": self.lr,
-            "critical" + (" (batch)" if self.of_batch else ""): self.critical_lr,
-            "norm of K": self.norm,
-            "catapults": self.catapults,
-        }
-        return "  ".join(f"{name} {value:.3g}" for name, value in values.items() if value is not None)
+        """Loss and rate in a few words, for one of many runs."""
+        words = [] if self.loss is None else [f"loss {self.loss:.3g}"]
+        if self.lr is not None:
+            rate = (
+                f"{self.lr:.3g}" if not self.critical_lr else f"{self.lr / self.critical_lr:.2f} x critical"
+            )
+            words.append(f"rate {rate}")
+        return ", ".join(words)
 
 
 def reading(rows: Sequence[Mapping[str, Any]]) -> Reading:
@@ -56,7 +57,6 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> Reading:
         return Reading()
     of_batch = _latest(rows, "critical_lr") is None
     above = [high for row in rows if (high := _above(row)) is not None]
-    rises = sum(high and not before for before, high in zip([False, *above], above, strict=False))
     return Reading(
         step=int(rows[-1]["step"]),
         loss=_latest(rows, "loss"),
@@ -65,8 +65,14 @@ def reading(rows: Sequence[Mapping[str, Any]]) -> Reading:
         critical_lr=_latest(rows, "batch_critical_lr" if of_batch else "critical_lr"),
         of_batch=of_batch and _latest(rows, "batch_critical_lr") is not None,
         steps_above=sum(above) if above else None,
-        catapults=rises if above else None,
     )
+
+
+def catapults(rows: Sequence[Mapping[str, Any]]) -> list[Spike] | None:
+    """The catapults of a run that have ended; None where the spectrum of a set was not recorded."""
+    if not all(len(series(rows, column)) for column in ("lambda_1", "top_loss", "rest_loss")):
+        return None
+    return CatapultDetector().find(pd.DataFrame(list(rows)))
 
 
 def _above(row: Mapping[str, Any]) -> bool | None:
@@ -91,7 +97,9 @@ def series(rows: Sequence[Mapping[str, Any]], column: str) -> np.ndarray:
     return np.array([v for row in rows if (v := _number(row, column)) is not None], dtype=np.float64)
 
 
-def chart(values: np.ndarray, width: int, height: int) -> list[str]:
+def chart(
+    values: np.ndarray, width: int, height: int, limits: tuple[float, float] | None = None
+) -> list[str]:
     """Bars of a series of positive numbers on a log scale, as lines of text from top to bottom.
 
     Each bar is the largest of its share of the values, so that no spike is lost.
@@ -100,6 +108,7 @@ def chart(values: np.ndarray, width: int, height: int) -> list[str]:
         values: (m,) numbers; those that are not positive count as the smallest positive one.
         width: bars at most.
         height: lines; each has eight levels.
+        limits: numbers at the foot and at the top; None: the smallest and the largest bar.
 
     Returns:
         `height` lines of min(m, width) letters; no line where no value is positive.
@@ -109,8 +118,8 @@ def chart(values: np.ndarray, width: int, height: int) -> list[str]:
     values = np.maximum(values, values[values > 0].min())
     edges = np.linspace(0, len(values), min(width, len(values)) + 1).astype(int)
     bars = np.log(np.maximum.reduceat(values, edges[:-1]))  # (bars,)
-    low, high = bars.min(), bars.max()
-    share = (bars - low) / (high - low) if high > low else np.full_like(bars, 0.5)
+    low, high = (bars.min(), bars.max()) if limits is None else np.log(limits)
+    share = ((bars - low) / (high - low)).clip(0, 1) if high > low else np.full_like(bars, 0.5)
     levels = 1 + np.round(share * (8 * height - 1)).astype(int)  # every bar is seen
     return [
         "".join(_EIGHTHS[min(8, max(0, level - 8 * line))] for level in levels)

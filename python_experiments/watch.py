@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from catapult_ext.runs import MetricsTail, StoredRun
-from python_experiments.readings import chart, duration, reading, series
+from python_experiments.readings import catapults, chart, duration, reading, series
 
 _SECONDS = 0.5
 _CHARTS = (
@@ -113,6 +113,8 @@ def _numbers(stored: StoredRun, rows: list[dict[str, Any]]) -> Table:
     if now.lr is not None:
         ratio = f"{now.lr / now.critical_lr:.3g} x the critical rate" if now.critical_lr else ""
         line("rate", now.lr, ratio)
-    if now.catapults is not None:
-        line("catapults", now.catapults, f"{now.steps_above} steps above the critical rate")
+    if (found := catapults(rows)) is not None:
+        last = f"the last one from step {found[-1].start} to {found[-1].end}" if found else ""
+        line("catapults", len(found), last)
+    line("steps with rate > critical", now.steps_above, "of the batch" if now.of_batch else "")
     return table
