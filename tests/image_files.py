@@ -1,4 +1,4 @@
-"""Writes small image sets in the official formats, and says what is in them."""
+"""Writes small image sets in the official formats, and says what is in them and what comes of loading them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import scipy.io
 from PIL import Image
+
+import catapult_ext as cx
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ATTRIBUTES = [f"Attribute_{i}" for i in range(38)] + ["Eyeglasses", "Smiling"]
@@ -194,3 +197,17 @@ FORMATS: dict[str, tuple[str, Callable[..., Written], dict[str, object]]] = {
     "celeba-folder": ("celeba", lambda root: write_celeba(root, form="folder"), {"image_size": (218, 178)}),
     "celeba-subset": ("celeba", lambda root: write_celeba(root, form="subset"), {"image_size": (218, 178)}),
 }
+
+
+def outcome(name: str, root: Path, **options: Any) -> str:
+    """The word "images", or the one line of the error."""
+    try:
+        split = cx.data.load(name, train=4, test=2, root=root, **options)
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+    else:
+        assert split.train.x.isfinite().all()
+        return "images"
+    assert "\n" not in message
+    assert "put " in message, message
+    return message

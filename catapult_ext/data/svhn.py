@@ -5,8 +5,11 @@ Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Lea
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +30,6 @@ _LAYOUT = f"put train_32x32.mat and test_32x32.mat (cropped digits) of {_URL} th
 # A house number of the set has at most 6 digits, and its crops follow one another.
 _DIGITS_OF_A_PHOTO = 6
 
-_NUMBERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "single", "double")
-
 
 def _read(root: Path) -> Reading:
     pools, files = [], []
@@ -48,26 +49,25 @@ def _parse(path: Path, most_rows: int) -> Pool:
     Raises:
         ValueError: with the reason.
     """
-    from scipy.io import loadmat, whosmat  # slow to import, needed here only
+    from scipy.io import loadmat  # slow to import, needed here only
 
-    try:
-        listed = whosmat(path)
-    except NotImplementedError:
-        raise ValueError("it is a MATLAB v7.3 file, expected v5 (save with -v7)") from None
-    variables = {name: (shape, kind) for name, shape, kind in listed}
-    if not {"X", "y"} <= set(variables) or len(variables) < len(listed):
+    variables = [_describe(order, head) for order, head in _elements(path)]
+    if sorted(variable.name for variable in variables) != ["X", "y"]:
+        names = ", ".join(variable.name for variable in variables) or "none"
+        raise ValueError(f"it has the variables {names}; expected X and y")
+    x, y = sorted(variables, key=lambda variable: variable.name)
+    rows = x.shape[-1]
+    if x.kind != "uint8" or x.shape[:-1] != (32, 32, 3) or not 1 <= rows <= most_rows:
         raise ValueError(
-            f"it has the variables {', '.join(n for n, _, _ in listed) or 'none'}, expected X and y"
+            f"X is {x.kind} of shape {x.shape}, expected uint8 of shape (32, 32, 3, N) "
+            f"with N from 1 to {most_rows}"
         )
-    (shape, kind), (label_shape, label_kind) = variables["X"], variables["y"]
-    rows = shape[-1] if shape else 0
-    if kind != "uint8" or len(shape) != 4 or shape[:3] != (32, 32, 3) or not 1 <= rows <= most_rows:
-        raise ValueError(
-            f"X is {kind} of shape {shape}, expected uint8 of shape (32, 32, 3, N) with N from 1 to {most_rows}"
-        )
-    if label_kind not in _NUMBERS or label_shape != (rows, 1):
-        raise ValueError(f"y is {label_kind} of shape {label_shape}, expected numbers of shape ({rows}, 1)")
-    _check_size(path, limit=(3072 + 8) * rows + (1 << 20))
+    if y.kind not in _NUMBERS or y.shape != (rows, 1):
+        raise ValueError(f"y is {y.kind} of shape {y.shape}, expected numbers of shape ({rows}, 1)")
+    for variable in (x, y):
+        size = math.prod(variable.shape) * _BYTES.get(variable.stored_as, 0)
+        if size == 0 or variable.size != size or (variable is x and variable.stored_as != 2):
+            raise ValueError(f"{variable.name} is not stored as numbers of its shape {variable.shape}")
 
     arrays = loadmat(path, variable_names=["X", "y"])
     digits = arrays["y"][:, 0].astype(np.float64)  # [N], 10 stands for the digit 0
@@ -75,38 +75,85 @@ def _parse(path: Path, most_rows: int) -> Pool:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(f"label {row} is {digits[row]:g}, expected a digit from 1 to 10 (10 stands for 0)")
-    if arrays["X"].dtype != np.uint8:
-        raise ValueError(f"X is {arrays['X'].dtype}, expected uint8")
     images = arrays["X"].transpose(3, 2, 0, 1)  # [N, 3, 32, 32]
     return Pool(images, digits.astype(np.int64) % 10)
 
 
-def _check_size(path: Path, limit: int) -> None:
-    """Raise where the file unpacks to more bytes than its arrays need; unpacks piece by piece and keeps none.
+# SciPy's reader looks up the stored types of a file in tables without a check and fetches as many bytes as the file
+# tells, so that a damaged file can crash it or fill the memory. What it relies on is therefore read here first.
+# Source: "MAT-File Level 5 File Format", MathWorks.
 
-    Source: "Level 5 MAT-File Format", MathWorks: 128 bytes of header, then elements, each with its type and
-    size first; type 15 is a zlib stream.
-    """
-    size = 0
+_KINDS = dict(
+    enumerate(
+        (
+            *("cell", "struct", "object", "char", "sparse", "double", "single", "int8"),
+            *("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+        ),
+        start=1,
+    )
+)
+_NUMBERS = ("double", "single", "int8", "uint8", "int16", "uint16", "int32", "uint32")
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8}  # of one number of each stored type
+_HEAD = 128  # bytes of an element that hold all but its values, where dimensions and name are few
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """What an element says about its array: `size` bytes of the type `stored_as`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    stored_as: int
+    size: int
+
+
+def _elements(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Byte order and the first bytes of each element, unpacked."""
     with path.open("rb") as file:
-        order = "<" if file.read(128)[126:128] == b"IM" else ">"
-        while len(tag := file.read(8)) == 8:
-            kind, left = struct.unpack(order + "II", tag)
-            if kind != 15:
-                size += left
-            else:
-                unpacker = zlib.decompressobj()
-                while left and size <= limit and not unpacker.eof:
-                    piece = file.read(min(left, 1 << 16))
-                    if not piece:
-                        raise ValueError("it is cut short")
-                    left -= len(piece)
-                    while piece and size <= limit:
-                        size += len(unpacker.decompress(piece, 1 << 20))
-                        piece = unpacker.unconsumed_tail
-            if size > limit:
-                raise ValueError(f"it unpacks to more than {limit} bytes, which X and y do not need")
-            file.seek(left, 1)
+        header = file.read(128)
+        order = {b"IM": "<", b"MI": ">"}.get(header[126:])
+        if order is None:
+            raise ValueError("it is no MATLAB file")
+        (version,) = struct.unpack(order + "H", header[124:126])
+        if version != 0x100:
+            which = "v7.3" if version == 0x200 else "of another version"
+            raise ValueError(f"it is a MATLAB file {which}, expected v5 (save with -v7)")
+        while tag := file.read(8):
+            kind, size = struct.unpack(order + "II", tag)
+            end = file.tell() + size
+            start = file.read(min(size, 4096))
+            packed = kind == 15
+            yield order, zlib.decompressobj().decompress(start, _HEAD) if packed else (tag + start)[:_HEAD]
+            file.seek(end)
+
+
+def _describe(order: str, head: bytes) -> _Variable:
+    """What the head of an element says.
+
+    Raises:
+        ValueError: where it is not that of an array.
+    """
+    words = struct.unpack_from(order + "8I", head)
+    flags, dimensions = words[4], words[7] // 4
+    if (words[0], *words[2:4], words[6]) != (14, 6, 8, 5) or words[7] not in (8, 12, 16) or flags & 0x800:
+        raise ValueError("it holds something else than real arrays of at most 4 dimensions")
+    shape = struct.unpack_from(f"{order}{dimensions}i", head, 32)
+    kind, size, at, after = _tag(order, head, 32 + 8 * -(-dimensions // 2))
+    name = head[at : at + size]
+    if kind != 1 or after > _HEAD - 8 or min(shape) < 0:
+        raise ValueError("it holds an array with a name or a shape that cannot be")
+    stored_as, size, _, _ = _tag(order, head, after)
+    own_kind = _KINDS.get(flags & 0xFF, "of an unknown kind")
+    return _Variable(name.decode("ascii", "replace"), own_kind, shape, stored_as, size)
+
+
+def _tag(order: str, head: bytes, at: int) -> tuple[int, int, int, int]:
+    """Type and size of the part that begins at `at`, and where its values and the next part begin."""
+    kind, size = struct.unpack_from(order + "II", head, at)
+    if kind >> 16:  # small: size and type share a word, and up to four bytes of values follow
+        return kind & 0xFFFF, kind >> 16, at + 4, at + 8
+    return kind, size, at + 8, at + 8 + 8 * -(-size // 8)
 
 
 SVHN = ImageSet(

@@ -1,14 +1,15 @@
-"""Writes CIFAR-10 batches as Python 2 wrote the official ones (pickle protocol 2, strings of bytes)."""
+"""CIFAR-10 batches as Python 2 wrote the official ones (pickle protocol 2, strings of bytes), and a server."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from loopback import Server, serving
 
 BATCHES = {f"data_batch_{i}": f"training batch {i} of 5" for i in range(1, 6)}
 BATCHES["test_batch"] = "testing batch 1 of 1"
@@ -82,3 +83,12 @@ def cifar_batch() -> Callable[..., dict[str, Any]]:
 def as_python2() -> Callable[[Any], bytes]:
     """`python2_pickle`."""
     return python2_pickle
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on the loopback address, reached without any proxy."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as state:
+        yield state

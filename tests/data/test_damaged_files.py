@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import pickle
-import struct
 import zipfile
-import zlib
 
-import h5py
 import numpy as np
 import pytest
-import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_files import FORMATS, idx, jpeg
+from image_files import FORMATS, idx, jpeg, outcome
 from PIL import Image
 
 import catapult_ext as cx
-
-
-def outcome(name: str, root, **options) -> str:
-    """The word "images", or the one line of the error."""
-    try:
-        split = cx.data.load(name, train=4, test=2, root=root, **options)
-    except (ValueError, FileNotFoundError) as error:
-        message = str(error)
-    else:
-        assert split.train.x.isfinite().all()
-        return "images"
-    assert "\n" not in message
-    assert "put " in message, message
-    return message
 
 
 def files_of(root):
@@ -144,78 +125,6 @@ def test_pickled_and_binary_cifar10_are_not_guessed_between(write_cifar):
         cx.data.load("cifar10", train=4, root=root)
 
 
-X, Y = np.zeros((32, 32, 3, 30), np.uint8), np.ones((30, 1), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("variables", "reason"),
-    [
-        ({"X": X}, "it has the variables X, expected X and y"),
-        ({"X": X.astype(float), "y": Y}, "X is double of shape"),
-        (
-            {"X": X[:31], "y": Y},
-            r"X is uint8 of shape (31, 32, 3, 30), expected uint8 of shape (32, 32, 3, N)",
-        ),
-        ({"X": np.moveaxis(X, 3, 0), "y": Y}, "X is uint8 of shape (30, 32, 32, 3)"),
-        ({"X": X, "y": Y[:29]}, "y is uint8 of shape (29, 1), expected numbers of shape (30, 1)"),
-        ({"X": X, "y": Y * 11}, "label 0 is 11, expected a digit from 1 to 10 (10 stands for 0)"),
-        ({"X": X, "y": Y * 0}, "label 0 is 0, expected a digit from 1 to 10"),
-        ({"X": X, "y": Y * 1.5}, "label 0 is 1.5, expected a digit"),
-        ({"X": X, "y": Y * np.nan}, "label 0 is nan, expected a digit"),
-        ({"X": X, "y": Y.astype(object)}, "y is cell of shape (30, 1), expected numbers"),
-        ({"X": {"a": X}, "y": Y}, "X is struct of shape"),
-        ({"X": X, "y": Y, "more": np.zeros(3_000_000)}, "it unpacks to more than"),
-    ],
-)
-def test_wrong_svhn_variables_are_named(tmp_path, variables, reason):
-    FORMATS["svhn"][1](tmp_path)
-    scipy.io.savemat(tmp_path / "train_32x32.mat", variables, do_compression=True)
-    said = outcome("svhn", tmp_path)
-    assert "train_32x32.mat is no file of SVHN digits" in said
-    assert reason in said
-
-
-def test_svhn_of_more_rows_than_there_are(tmp_path):
-    FORMATS["svhn"][1](tmp_path)
-    shape = (32, 32, 3, 26_033)
-    scipy.io.savemat(
-        tmp_path / "test_32x32.mat",
-        {"X": np.zeros(shape, np.uint8), "y": np.ones((shape[-1], 1), np.uint8)},
-        do_compression=True,
-    )
-    assert (
-        f"X is uint8 of shape {shape}, expected uint8 of shape (32, 32, 3, N) with N from 1 to 26032"
-        in outcome("svhn", tmp_path)
-    )
-
-
-def test_svhn_bomb_is_not_unpacked(tmp_path):
-    """The header tells of 30 images; what is packed after it would fill 60 MB and tells of 2 GB."""
-    FORMATS["svhn"][1](tmp_path)
-    path = tmp_path / "train_32x32.mat"
-    scipy.io.savemat(path, {"X": X, "y": Y}, do_compression=True)
-    content = path.read_bytes()
-    (size,) = struct.unpack("<I", content[132:136])
-    array = bytearray(zlib.decompress(content[136 : 136 + size]))
-    at = bytes(array).index(struct.pack("<II", 2, X.size))  # uint8 and how many bytes of them
-    array[at + 4 : at + 8] = struct.pack("<I", 2_000_000_000)
-    packer = zlib.compressobj(9)
-    packed = packer.compress(bytes(array)) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(60))
-    packed += packer.flush()
-    path.write_bytes(content[:128] + struct.pack("<II", 15, len(packed)) + packed + content[136 + size :])
-    assert "it unpacks to more than" in outcome("svhn", tmp_path)
-
-
-def test_matlab_7_3_is_named(tmp_path):
-    FORMATS["svhn"][1](tmp_path)
-    with h5py.File(tmp_path / "train_32x32.mat", "w", userblock_size=512) as file:
-        file["X"] = np.zeros((2, 3, 32, 32), np.uint8)
-    header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
-    content = (tmp_path / "train_32x32.mat").read_bytes()
-    (tmp_path / "train_32x32.mat").write_bytes(header + content[128:])
-    assert "it is a MATLAB v7.3 file, expected v5" in outcome("svhn", tmp_path)
-
-
 PIXELS = np.zeros((20, 28, 28), np.uint8)
 
 
@@ -250,128 +159,6 @@ def test_mnist_is_not_taken_for_fashion_mnist(tmp_path):
     (tmp_path / "FashionMNIST").mkdir()
     (tmp_path / "mnist").rename(tmp_path / "FashionMNIST" / "raw")  # where torchvision keeps them
     assert outcome("fashion-mnist", tmp_path) == "images"
-
-
-ROW = " ".join(f"{i}:0.5" for i in range(1, 257))
-
-
-@pytest.mark.parametrize(
-    ("lines", "reason"),
-    [
-        ([f"11 {ROW}"] * 9, "expected labels from 1 to 10, got another in row 0"),
-        ([f"1 {ROW}", f"1.5 {ROW}"], "expected labels from 1 to 10, got another in row 1"),
-        ([f"1 {ROW} 257:0.5"], "256"),
-        (["1 0:0.5"], "nvalid index 0"),
-        (["1 1:1.5"], "expected values from -1 to 1"),
-        (["1 1:nan"], "expected values from -1 to 1"),
-        (["1 1:x"], "is no file of USPS digits"),
-        (["1 1:0.5"] * 7292, "it has 7292 rows, expected 1 to 7291"),
-        (["1 1:0.5 " + " " * 50_000_000], "it unpacks to more than the 44795904 bytes"),
-        ([], "is no file of USPS digits"),
-    ],
-)
-def test_wrong_libsvm_files_are_named(tmp_path, lines, reason):
-    FORMATS["usps-libsvm"][1](tmp_path)
-    (tmp_path / "usps.bz2").write_bytes(bz2.compress("\n".join(lines).encode(), 1))
-    said = outcome("usps", tmp_path)
-    assert "usps.bz2 is no file of USPS digits" in said
-    assert reason in said
-
-
-def hdf5(change):
-    """A file of USPS digits after `change(file)`, which may delete and add."""
-
-    def write(path):
-        with h5py.File(path, "a") as file:
-            change(file)
-
-    return write
-
-
-def replace(name, **options):
-    def change(file):
-        del file[name]
-        if options:
-            file.create_dataset(name, **options)
-
-    return hdf5(change)
-
-
-def linked(link):
-    def change(file):
-        del file["train/data"]
-        file["train/data"] = link
-
-    return hdf5(change)
-
-
-@hdf5
-def virtual(file):
-    del file["train/data"]
-    layout = h5py.VirtualLayout((40, 256), np.float32)
-    layout[:] = h5py.VirtualSource("/etc/other.h5", "x", (40, 256))
-    file.create_virtual_dataset("train/data", layout)
-
-
-FLOATS = np.zeros((40, 256), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (replace("train/data"), "it has no array train/data of its own"),
-        (replace("test"), "it has no array test/data of its own"),
-        (linked(h5py.ExternalLink("/etc/other.h5", "x")), "it has no array train/data of its own"),
-        (linked(h5py.SoftLink("/test/data")), "it has no array train/data of its own"),
-        (virtual, "it has no array train/data of its own"),
-        (
-            replace("train/data", data=FLOATS[:, :255]),
-            "train/data is float32 of shape (40, 255), expected numbers",
-        ),
-        (replace("train/data", data=FLOATS[:30]), "it has 40 labels for 30 images"),
-        (replace("train/data", data=FLOATS + 2), "expected train/data from 0 to 1"),
-        (replace("train/data", data=FLOATS * np.nan), "expected train/data from 0 to 1"),
-        (replace("train/data", shape=(40, 256), dtype=h5py.string_dtype()), "train/data is object of shape"),
-        (replace("train/data", shape=(10**9, 256), dtype="f4", chunks=(9, 9)), "with N from 1 to 7291"),
-        (
-            replace("train/data", shape=(40, 256), dtype="f4", maxshape=(None, 256), chunks=(10**6, 256)),
-            "train/data lies in pieces of 256000000 numbers",
-        ),
-        (
-            replace("train/data", data=FLOATS, compression="lzf"),
-            "train/data is packed in another way than gzip",
-        ),
-        (
-            replace("train/target", data=np.full(40, 10)),
-            "expected train/target from 0 to 9, got another in row 0",
-        ),
-        (replace("train/target", data=np.full(40, 0.5)), "expected train/target from 0 to 9"),
-    ],
-)
-def test_wrong_hdf5_files_are_named(tmp_path, change, reason):
-    FORMATS["usps-h5"][1](tmp_path)
-    change(tmp_path / "usps.h5")
-    said = outcome("usps", tmp_path)
-    assert "usps.h5 is no file of USPS digits" in said
-    assert reason in said
-
-
-def test_hdf5_values_in_another_file_are_not_read(tmp_path):
-    FORMATS["usps-h5"][1](tmp_path)
-    (tmp_path / "secret").write_bytes(FLOATS.tobytes())
-    with h5py.File(tmp_path / "usps.h5", "a") as file:
-        del file["train/data"]
-        file.create_dataset(
-            "train/data", (40, 256), "f4", external=[(str(tmp_path / "secret"), 0, FLOATS.nbytes)]
-        )
-    assert "it has no array train/data of its own" in outcome("usps", tmp_path)
-
-
-def test_two_releases_of_usps_are_not_guessed_between(tmp_path):
-    FORMATS["usps-h5"][1](tmp_path)
-    FORMATS["usps-libsvm"][1](tmp_path)
-    with pytest.raises(ValueError, match=r"both usps\.h5 and usps\.bz2 are under .*different pixels"):
-        cx.data.load("usps", train=4, root=tmp_path)
 
 
 def test_wrong_cifar10_jpegs_are_named(tmp_path):
