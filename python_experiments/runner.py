@@ -91,11 +91,11 @@ def jobs_of(
 def execute(jobs: Sequence[Job], workers: int, console: Console) -> list[Outcome]:
     """Run all jobs, `workers` at a time, and say how each one ended.
 
-    One worker runs in this process; several are processes of their own, so that a run which is killed (out of
+    One at a time they run in this process; several are processes of their own, so that a run which is killed (out of
     memory, for example) takes only itself down.
     """
     outcomes = []
-    alone = workers == 1
+    alone = min(workers, len(jobs)) <= 1
     with Board(console, len(jobs), enabled=not alone) as board:  # alone, each run shows its own steps
         results = _in_process(jobs) if alone else _in_workers(jobs, min(workers, len(jobs)), board)
         for outcome in results:

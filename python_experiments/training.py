@@ -161,6 +161,8 @@ def train(
             session.note("data", data.train.info)
         data = data.to(device or config.device)
         x, y = data.train.x, data.train.y
+        if x.is_cuda:
+            torch.cuda.set_device(x.device)  # the environment of the run names it
         # Drawn on the CPU: the initial weights are the same on every device.
         model = build(config, tuple(x.shape[1:]), y.shape[1], seed).to(x.device)
         cx.train(

@@ -16,6 +16,7 @@ PAGES = {
     "docs/data.md": "embedded",
     "docs/conventions.md": "",
     "docs/training.md": "kernel_trace",
+    "docs/runs.md": "interrupted",
 }
 
 
