@@ -56,7 +56,8 @@ class Spike:
         end: First step at which most of the rise is gone.
         height: Loss at the peak over that at the start; at least `rise`.
         norm: Norm of K at the end over that at the start; at most `drop`.
-        location: Share of the rise, from start to peak, that L_<=s carries; at least `share`.
+        location: Largest share of the rise that L_<=s carries at a step, up to the peak, at which at least half of
+            the rise is there; at least `share`. (At the peak itself the kernel already turns.)
         rate: Largest rate over critical rate among the updates of the rise; above `excess`.
     """
 
@@ -87,6 +88,8 @@ class CatapultDetector:
             before.
         window: See above.
         tail: It ends where no more than this share of its rise is left.
+        patience: A rise that has not come down so many readings after its largest loss is no spike, and is
+            dropped: the loss has moved to another level.
         drop: Largest norm of K at its end, relative to that at its start.
         share: Smallest share of its rise in the top eigenspace.
         excess: The largest rate over critical rate in its rise has to exceed this. The critical rate of the
@@ -100,6 +103,7 @@ class CatapultDetector:
     rise: float = 1.5
     window: int = 10
     tail: float = 0.1
+    patience: int = 30
     drop: float = 0.95
     share: float = 0.8
     excess: float = 1.0
@@ -107,8 +111,9 @@ class CatapultDetector:
     def __post_init__(self) -> None:
         if not (self.rise > 1 and math.isfinite(self.rise)):
             raise ValueError(f"rise: expected a finite number > 1, got {self.rise!r}")
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window: expected an integer >= 1, got {self.window!r}")
+        for name in ("window", "patience"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)!r}")
         for name in ("tail", "drop", "share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in (0, 1), got {getattr(self, name)!r}")
@@ -145,27 +150,33 @@ class CatapultDetector:
             The spike that ended at this step, if one did.
         """
         recent: list[list[float]] = state.setdefault("recent", [])
-        rising: dict[str, Any] | None = state.setdefault("spike", None)
+        spike: dict[str, Any] | None = state.setdefault("spike", None)
         finished = None
-        if rising is None:
+        if spike is None:
             lowest = min(recent, key=lambda past: past[1], default=None)
             if lowest is not None and reading.loss > self.rise * lowest[1]:
                 since = [past[4] for past in recent if past[0] > lowest[0]]
-                rising = {
-                    "start": lowest,
-                    "peak": list(reading),
-                    "excess": _largest([*since, reading.excess]),
-                }
-                state["spike"] = rising
+                excess = _largest([*since, reading.excess])
+                # `above`: steps above half of the rise; `excess`: up to the peak, `seen`: up to now.
+                spike = {"start": lowest, "above": [list(reading)], "excess": excess, "seen": excess}
+                state["spike"] = {**spike, "left": self.patience}
         else:
-            start, peak = Reading(*rising["start"]), Reading(*rising["peak"])
-            if reading.loss > peak.loss:
-                rising["peak"] = list(reading)
-                rising["excess"] = _largest([rising["excess"], reading.excess])
-            elif reading.loss <= start.loss + self.tail * (peak.loss - start.loss):
-                finished = self._judge(start, peak, reading, rising["excess"])
+            start, peak = Reading(*spike["start"]), _peak(spike)
+            spike["seen"] = _largest([spike["seen"], reading.excess])
+            if reading.loss <= start.loss + self.tail * (peak.loss - start.loss):
+                finished = self._judge(spike, reading)
                 recent.clear()  # the next spike is measured against what comes after this one
                 state["spike"] = None
+            elif reading.loss > peak.loss:
+                half = (start.loss + reading.loss) / 2
+                spike["above"] = [past for past in spike["above"] if past[1] >= half] + [list(reading)]
+                spike |= {"excess": spike["seen"], "left": self.patience}
+            elif spike["left"] == 1:
+                state["spike"] = None
+            else:
+                spike["left"] -= 1
+                if reading.loss >= (start.loss + peak.loss) / 2:
+                    spike["above"].append(list(reading))
         recent.append(list(reading))
         del recent[: -self.window]
         return finished
@@ -174,11 +185,13 @@ class CatapultDetector:
         """Whether a spike has begun and not ended."""
         return state.get("spike") is not None
 
-    def _judge(self, start: Reading, peak: Reading, end: Reading, excess: float) -> Spike:
+    def _judge(self, spike: dict[str, Any], end: Reading) -> Spike:
+        start, peak, excess = Reading(*spike["start"]), _peak(spike), spike["excess"]
         height = peak.loss / start.loss
         norm = end.lambda_1 / start.lambda_1
-        # What L_>s loses meanwhile is not credited to L_<=s.
-        location = min(1.0, (peak.top_loss - start.top_loss) / (peak.loss - start.loss))
+        rise = [Reading(*past) for past in spike["above"] if past[0] <= peak.step]
+        shares = [(past.top_loss - start.top_loss) / (past.loss - start.loss) for past in rise]
+        location = min(1.0, max(shares))  # what L_>s loses meanwhile is not credited to L_<=s
         return Spike(
             start=int(start.step),
             peak=int(peak.step),
@@ -188,6 +201,11 @@ class CatapultDetector:
             location=Evidence(location, self.share, location >= self.share),
             rate=Evidence(excess, self.excess, math.isnan(excess) or excess > self.excess),
         )
+
+
+def _peak(spike: dict[str, Any]) -> Reading:
+    """The first step with the largest loss."""
+    return Reading(*max(spike["above"], key=lambda past: past[1]))
 
 
 def _largest(values: list[float]) -> float:
@@ -207,7 +225,7 @@ def _readings(metrics: pd.DataFrame) -> list[Reading]:
         ratio = (metrics["lr"] / metrics[critical]).to_numpy(dtype=float)
     columns = ["step", "lambda_1", "top_loss", "rest_loss"]
     readings, before = [], 0
-    for row, (step, lambda_1, top, rest) in enumerate(metrics[columns].to_numpy(dtype=float)):
+    for row, (step, lambda_1, top, rest) in enumerate(metrics[columns].to_numpy(dtype=float).tolist()):
         if math.isnan(lambda_1) or math.isnan(top) or math.isnan(rest):
             continue
         excess = _largest(ratio[before:row].tolist())

@@ -17,6 +17,7 @@ from torch import nn
 
 from catapult_ext.agop import agop, agop_alignment
 from catapult_ext.data import Split
+from catapult_ext.hessian import hessian_top
 from catapult_ext.losses import decompose_loss
 from catapult_ext.observe import Observation
 from catapult_ext.training.cadence import Cadence, check_cadence
@@ -27,7 +28,9 @@ __all__ = [
     "CATAPULT_MARGIN",
     "AGOPAlignment",
     "BatchCriticalRate",
+    "BatchHessian",
     "CriticalRate",
+    "Hessian",
     "ParameterNorms",
     "Recorder",
     "Spectrum",
@@ -194,6 +197,58 @@ class BatchCriticalRate(Recorder):
         assert step.lr is not None
         critical = step.critical_lr
         return (critical, math.nan if math.isnan(critical) else step.lr - critical > CATAPULT_MARGIN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hessian(Recorder):
+    """Largest eigenvalues of the Hessian of the training set's loss, and the critical rate that follows.
+
+    Columns: `hessian_1` to `hessian_k`, descending, largest algebraic; `hessian_critical_lr` = 2 / hessian_1
+    (with momentum m: 1 + m times that; NaN where hessian_1 <= 0, or for algorithms without a critical rate).
+    n c / lambda_1(K) approximates it (Appendix A). The model is in the mode in which it is trained. See
+    `hessian_top` for the accuracy; every record starts afresh.
+
+    Args:
+        every: When to record; each costs some tens of passes over the training set.
+        k: Eigenvalues to record.
+        tol: See `hessian_top`.
+    """
+
+    every: Cadence = 10
+    k: int = 1
+    tol: float | None = None
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k: expected an integer >= 1, got {self.k!r}")
+
+    def columns(self) -> tuple[str, ...]:
+        """See the class."""
+        values = (f"hessian_{i + 1}" for i in range(self.k))
+        return tuple(self.prefix + name for name in (*values, "hessian_critical_lr"))
+
+    def record(self, step: Step) -> Sequence[float]:
+        """Solve on the samples of the batch where there is one, else on the training set."""
+        train = step.data.train
+        x, y = train[slice(None)] if step.indices is None else train[step.indices]
+        values = hessian_top(step.model, x, y, self.k, tol=self.tol).values.tolist()  # (k,)
+        if step.critical_factor is None or values[0] <= 0:
+            return (*values, math.nan)
+        return (*values, step.critical_factor * 2 / values[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchHessian(Hessian):
+    """The same for the loss of the batch of each step (Fig. 12), beside `BatchCriticalRate`.
+
+    Columns: `batch_hessian_1` to `batch_hessian_k`, `batch_hessian_critical_lr`. With GD the batch is the
+    training set.
+    """
+
+    observes: ClassVar[Literal["batch", "set"] | None] = "batch"
+    prefix: ClassVar[str] = "batch_"
 
 
 @dataclass(frozen=True, kw_only=True)

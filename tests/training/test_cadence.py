@@ -78,14 +78,14 @@ KINDS = {"gd": cx.GD(), "sgd": cx.SGD(4), "adam": cx.Adam(4), "batchnorm": cx.GD
 
 
 def spiky_run(
-    every: object, kind: str, recipe: Recipe | None = None, **changes: object
+    every: object, kind: str, recipe: Recipe | None = None, *, hessian: bool = False, **changes: object
 ) -> tuple[cx.History, nn.Module]:
     recipe = recipe or Recipe(torch.float32)
     data = recipe.split()
     model = recipe.model(norm=kind == "batchnorm")
     arguments: dict[str, object] = {
         "schedule": PUSHES[kind],
-        "recorders": recorders(every, model, recipe.d),
+        "recorders": recorders(every, model, recipe.d) + [cx.Hessian(every=every)] * hessian,
         "probe": data.train if KINDS[kind].batch_size else None,
         "stop": cx.Stop(max_steps=60),
         "seed": 2,
@@ -104,8 +104,9 @@ def in_spike(loss: np.ndarray, every: AroundSpikes) -> list[int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_dense_records_have_the_bits_of_recording_every_step(kind: str) -> None:
     every = AroundSpikes(before=6, after=3, every=25, rise=5.0, window=8)
-    sparse, sparse_model = spiky_run(every, kind)
-    full, full_model = spiky_run(1, kind, one_pass=False)
+    hessian = kind in ("gd", "sgd")
+    sparse, sparse_model = spiky_run(every, kind, hessian=hessian)
+    full, full_model = spiky_run(1, kind, hessian=hessian, one_pass=False)
     assert torch.equal(brute.flat(sparse_model), brute.flat(full_model))
     spikes = in_spike(full.metrics["loss"].to_numpy(), every)
     assert spikes
@@ -183,7 +184,7 @@ def test_a_run_cut_just_before_a_spike_resumes_with_its_ring(kind: str, tmp_path
     every = AroundSpikes(before=6, after=3, every=25, rise=5.0, window=8)
     whole, whole_model = spiky_run(every, kind)
     first = in_spike(whole.metrics["loss"].to_numpy(), every)[0]
-    for cut in (first - 5, first - 1, first, first + 2):
+    for cut in (first - 1, first + 2):
         folder = cx.RunFolder(tmp_path, f"{kind}{cut}", {}, 2, checkpoint_seconds=0)
         with pytest.raises(Cut):
             spiky_run(every, kind, run=folder, callbacks=[Bomb(cut)])

@@ -134,6 +134,7 @@ def test_every_algorithm_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: p
             "schedule": cx.Constant(lr),
             "recorders": [cx.BatchCriticalRate(every=2)],
             "probe": None,
+            "steps": 9,
         }
         whole_model, model = run_task.model("sgd"), run_task.model("sgd")
         whole = run_task.run(tmp_path / name / "whole", "sgd", network=whole_model, **arguments)
@@ -142,7 +143,7 @@ def test_every_algorithm_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: p
         again = run_task.run(tmp_path / name / "cut", "sgd", network=model, **arguments)
         assert again.metrics.equals(whole.metrics), name
         assert torch.equal(brute.flat(model), brute.flat(whole_model)), name
-        assert again.metrics["loss"].iloc[7:12].notna().all()
+        assert again.metrics["loss"].iloc[7:9].notna().all()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
