@@ -74,16 +74,16 @@ def hessian_top(
         raise ValueError(f"k: expected an integer from 1 to {p}, got {k!r}")
     if tol is not None and not (isinstance(tol, (int, float)) and 0 < tol < math.inf):
         raise ValueError(f"tol: expected a positive number or None, got {tol!r}")
-    rows = None if start is None else _start_rows(start, p, state)
+    vectors = None if start is None else _start_vectors(start, p, state)
     with state.untouched():
         hessian = LossHessian(state, x, lambda output: check_target(y, output))
-        if rows is None:
-            rows = hessian.pull_back(kernel_vectors(state, x, hessian.output.shape[1], k))
-        return hessian.top(k, rows, tol)
+        if vectors is None:
+            vectors = hessian.pull_back(kernel_vectors(state, x, hessian.output.shape[1], k))
+        return hessian.top(k, vectors, tol)
 
 
-def _start_rows(start: Tensor | TopEigh, p: int, state: ModelState) -> Tensor:
-    """Start vectors as rows [m, p]."""
+def _start_vectors(start: Tensor | TopEigh, p: int, state: ModelState) -> Tensor:
+    """Start vectors [p, m], checked."""
     vectors = start.vectors if isinstance(start, TopEigh) else start
     if not isinstance(vectors, Tensor):
         raise TypeError(f"start: expected a tensor or a TopEigh, got {type(vectors).__name__}")
@@ -93,6 +93,6 @@ def _start_rows(start: Tensor | TopEigh, p: int, state: ModelState) -> Tensor:
         raise ValueError(
             f"start: expected shape ({p}, columns) on {state.device}, got {tuple(vectors.shape)} on {vectors.device}"
         )
-    if not bool(torch.isfinite(vectors).all()):
+    if not bool(torch.isfinite(vectors.sum())):
         raise ValueError("start: expected finite vectors, got a NaN or an infinity")
-    return vectors.detach().t().contiguous()
+    return vectors

@@ -14,94 +14,124 @@ from torch import Tensor
 from catapult_ext.eigen import TopEigh
 from catapult_ext.errors import NonFinite, UnsupportedModule
 
-__all__ = ["inner", "largest"]
+__all__ = ["Product", "largest"]
+
+#: (v [p], out [p]): writes H v to out.
+Product = Callable[[Tensor, Tensor], None]
 
 #: Entries that are summed in the dtype of the vectors; sums of these sums are taken in float64. A float32 dot product
 #: of 6 million entries in one piece is off by 2e-4, which an eigenvalue to 1e-4 cannot bear.
-_PIECE = 1024
+_PIECE = 1 << 14
 #: Share of random direction in every start vector: any eigenvector has a part in it.
 _RANDOM = 0.1
+#: Of the random direction: numbers of one draw times numbers of another, since drawing p costs half a product.
+_RANDOM_ROW = 1024
+#: Memory comes in blocks of at most this (one vector where that is larger): beyond 32 MiB, and where one vector of
+#: a large network shares a block, the C library asks the system anew each time, which costs more than the algebra.
+_BLOCK_BYTES = 1 << 23
 #: Bytes that basis and products may take beyond the smallest basis, and vectors that a restart waits for at most.
 _BASIS_BYTES = 1 << 28
 _LARGEST_BASIS = 256
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products a b^T of rows [m, p] and [l, p] as float64 [m, l]."""
-    p = a.shape[1]
-    whole = p - p % _PIECE
-    tail = a[:, whole:].double() @ b[:, whole:].double().t()  # [m, l]
-    if not whole:
-        return tail
-    pieces = [
-        rows[:, :whole].unflatten(1, (-1, _PIECE)).transpose(0, 1) for rows in (a, b)
-    ]  # [p / 1024, m, 1024]
-    return torch.bmm(pieces[0], pieces[1].transpose(1, 2)).sum(0, dtype=torch.float64) + tail
+def _inner(rows: Tensor, v: Tensor) -> Tensor:
+    """Inner products [m] of rows [m, p] with v [p] in float64."""
+    if v.is_cuda:
+        return torch.stack([(row * v).sum(dtype=torch.float64) for row in rows])
+    pieces = [a @ b for a, b in zip(rows.split(_PIECE, 1), v.split(_PIECE), strict=True)]
+    return torch.stack(pieces).sum(0, dtype=torch.float64)
 
 
 def _norm(v: Tensor) -> float:
-    return float(inner(v[None], v[None])) ** 0.5
+    return float(_inner(v[None], v)) ** 0.5
+
+
+def _add_random(v: Tensor, share: float, seed: int) -> None:
+    """Add to v [p] a direction with a part in every other one, of norm about `share`, from a fixed seed."""
+    generator = torch.Generator().manual_seed(seed)
+    width = min(len(v), _RANDOM_ROW)
+    within = torch.randn(width, generator=generator, dtype=torch.float64)
+    outer = torch.randn(-(-len(v) // width), generator=generator, dtype=torch.float64)
+    outer *= share / (float(outer.norm()) * float(within.norm()))
+    whole = len(v) - len(v) % width
+    v[:whole].view(-1, width).addr_(outer[: whole // width].to(v), within.to(v))
+    if whole < len(v):
+        v[whole:] += outer[-1].to(v) * within[: len(v) - whole].to(v)
+
+
+class _Rows:
+    """Rows [p] that grow without moving."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._p = like.shape[-1]
+        self._like = like
+        self._per_block = max(1, min(64, _BLOCK_BYTES // (self._p * like.element_size())))
+        self._blocks: list[Tensor] = []
+
+    def __getitem__(self, i: int) -> Tensor:
+        block, row = divmod(i, self._per_block)
+        while block >= len(self._blocks):
+            self._blocks.append(self._like.new_empty((self._per_block, self._p)))
+        return self._blocks[block][row]
+
+    def inner(self, m: int, v: Tensor) -> Tensor:
+        """Inner products [m] of the first m rows with v [p], in float64 on the host."""
+        parts = [
+            _inner(block[: m - first], v)
+            for block, first in zip(self._blocks, range(0, m, self._per_block), strict=False)
+        ]
+        return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
+
+    def add_to(self, out: Tensor, weights: Tensor) -> None:
+        """Out [p] += the first rows by their weights [m]."""
+        for i, weight in enumerate(weights.tolist()):
+            out.add_(self[i], alpha=weight)
 
 
 class _Basis:
     """Orthonormal rows Q [m, p], their products W = Q H and the projection T = Q H Q^T [m, m] in float64."""
 
-    def __init__(self, product: Callable[[Tensor], Tensor], like: Tensor, capacity: int) -> None:
+    def __init__(self, product: Product, like: Tensor) -> None:
         self._product = product
-        self._capacity = capacity
-        self._rows = like.new_empty((0, like.shape[-1]))
-        self._images = self._rows
+        self._like = like
+        self._rows, self._images = _Rows(like), _Rows(like)
         self._projection = torch.zeros((0, 0), dtype=torch.float64)
-        self._seed = 0
         self.products = 0
         self.size = 0
 
-    def random(self) -> Tensor:
-        """A unit vector [p] with a part in every direction, from a fixed seed.
-
-        Numbers of one draw times numbers of another, since drawing p numbers costs half a product.
-        """
-        self._seed += 1
-        generator = torch.Generator().manual_seed(self._seed)
-        p = self._rows.shape[1]
-        outer = torch.randn(-(-p // _PIECE), 1, generator=generator, dtype=torch.float64)
-        within = torch.randn(1, min(p, _PIECE), generator=generator, dtype=torch.float64)
-        v = (outer.to(self._rows) * within.to(self._rows)).view(-1)[:p]
-        return v / _norm(v)
+    def slot(self, j: int) -> Tensor:
+        """Memory [p] of the j-th row beyond the basis; `append` uses up the first."""
+        return self._rows[self.size + j]
 
     def append(self, v: Tensor) -> bool:
-        """Take up the part of a vector [p] that is orthogonal to the basis; False where nothing of it is left."""
-        norm = _norm(v)
-        if not 0.0 < norm < float("inf"):
-            return False
-        v = v / norm
-        basis = self._rows[: self.size]
-        for _ in range(2):
-            v -= inner(basis, v[None])[:, 0].to(v) @ basis
-            left = _norm(v)
+        """Take up the part of a slot that is orthogonal to the basis; False where nothing of it is left."""
+        m, norm = self.size, _norm(v)
+        v.mul_(1.0 / norm if norm > 0.0 else 0.0)
+        left = 1.0 if norm > 0.0 else 0.0
+        while m and left:
+            self._rows.add_to(v, -self._rows.inner(m, v))
+            before, left = left, _norm(v)
+            if (
+                left > 0.5 * before
+            ):  # else most of it was in the basis, and rounding has brought some of that back
+                break
             if left < 8 * torch.finfo(v.dtype).eps:
-                return False
-            v /= left
-        self._store(v, self._product(v))
-        return True
-
-    def _store(self, v: Tensor, image: Tensor) -> None:
-        m = self.size
-        if m == self._rows.shape[0]:
-            grown = self._rows.new_empty((min(self._capacity, 2 * m + 2), self._rows.shape[1]))
-            images = torch.empty_like(grown)
-            grown[:m], images[:m] = self._rows, self._images
-            self._rows, self._images = grown, images
-        self._rows[m], self._images[m] = v, image
+                left = 0.0
+        if not left:
+            return False
+        q, image = self._rows[m], self._images[m]
+        torch.mul(v, 1.0 / left, out=q)
+        self._product(q, image)
         self.products += 1
         self.size = m + 1
         new = torch.zeros((m + 1, m + 1), dtype=torch.float64)
         new[:m, :m] = self._projection
-        new[:, m] = inner(self._rows[: m + 1], image[None])[:, 0].cpu()
-        new[m, :m] = inner(self._images[:m], v[None])[:, 0].cpu()
-        if not bool(torch.isfinite(new).all()):
+        new[:, m] = self._rows.inner(m + 1, image)
+        new[m, :m] = self._images.inner(m, q)
+        if not bool(torch.isfinite(new[:, m]).all()):
             raise NonFinite("model: a product with the Hessian of its loss is not finite")
         self._projection = new
+        return True
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues [m] of T, descending, and its eigenvectors as rows [m, m].
@@ -111,7 +141,7 @@ class _Basis:
         """
         t = self._projection
         skew, size = float((t - t.t()).abs().max()), float(t.abs().max())
-        if skew > size * torch.finfo(self._rows.dtype).eps ** (1 / 3):
+        if skew > size * torch.finfo(self._like.dtype).eps ** (1 / 3):
             raise UnsupportedModule(
                 f"model: its second derivative is not symmetric ({skew / size:.1e} of its size), so that the backward "
                 "of one of its operations is not the derivative of its forward, or is itself differentiated wrongly"
@@ -119,20 +149,32 @@ class _Basis:
         values, vectors = torch.linalg.eigh((t + t.t()) / 2)
         return values.flip(0), vectors.t().flip(0)
 
-    def combine(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [l, p] of given weights [l, m], and their products."""
-        weights = weights.to(self._rows)
-        return weights @ self._rows[: self.size], weights @ self._images[: self.size]
+    def remainder(self, value: Tensor, weights: Tensor, out: Tensor) -> float:
+        """Write H v - value v to out [p] for v = weights [m] Q; its norm."""
+        out.zero_()
+        self._images.add_to(out, weights)
+        self._rows.add_to(out, -value * weights)
+        return _norm(out)
+
+    def vector(self, weights: Tensor, out: Tensor) -> None:
+        """Write weights [m] Q to out [p], of norm 1 and with a positive component of largest magnitude."""
+        out.zero_()
+        self._rows.add_to(out, weights)
+        low, high = torch.aminmax(out)
+        out.mul_((1.0 if bool(high >= -low) else -1.0) / _norm(out))
 
     def shrink(self, values: Tensor, weights: Tensor) -> None:
-        """Keep the span of these Ritz vectors alone: a restart that costs no product."""
-        kept = len(values)
-        self._rows[:kept], self._images[:kept] = self.combine(weights)
-        self.size, self._projection = kept, torch.diag(values)
+        """Keep the span of these Ritz vectors [l, m] alone: a restart that costs no product."""
+        rows, images = _Rows(self._like), _Rows(self._like)
+        for i, row in enumerate(weights):
+            self._rows.add_to(rows[i].zero_(), row)
+            self._images.add_to(images[i].zero_(), row)
+        self._rows, self._images = rows, images
+        self.size, self._projection = len(values), torch.diag(values)
 
 
 def largest(
-    product: Callable[[Tensor], Tensor],
+    product: Product,
     start: Tensor,
     k: int,
     *,
@@ -148,7 +190,7 @@ def largest(
     result by delta stays unseen only where its vector has a part of less than residual / delta in the start.
 
     Args:
-        product: v [p] of unit norm to H v [p].
+        product: (v [p] of unit norm, out [p]): writes H v to out.
         start: [m, p], m >= 0 rows, of any norm; random ones are added up to k.
         k: pairs, 1 <= k <= p.
         tol: largest residual, relative to |lambda_1|.
@@ -169,40 +211,41 @@ def largest(
     p, eps = start.shape[1], torch.finfo(start.dtype).eps
     affordable = _BASIS_BYTES // (2 * p * start.element_size())
     capacity = min(p, max(32 + 4 * k, start.shape[0] + 2 * k, min(_LARGEST_BASIS, affordable)))
-    basis = _Basis(product, start, capacity)
-    for row in start:
-        norm = _norm(row)
-        basis.append(row / norm + _RANDOM * basis.random() if norm > 0 else basis.random())
-    while basis.size < k:
-        basis.append(basis.random())
+    basis = _Basis(product, start)
+    seed = 0
+    while seed < start.shape[0] or basis.size < k:
+        slot = basis.slot(0)
+        norm = _norm(start[seed]) if seed < start.shape[0] else 0.0
+        if norm > 0.0:
+            torch.mul(start[seed], 1.0 / norm, out=slot)
+        else:
+            slot.zero_()
+        _add_random(slot, _RANDOM, seed)
+        seed += 1
+        basis.append(slot)
     scale = 0.0
     while True:
         values, weights = basis.ritz()
         scale = max(scale, float(values.abs().max()))
-        vectors, images = basis.combine(weights[:k])  # [k, p]
-        remainders = images - values[:k, None].to(vectors) * vectors
-        residuals = inner(remainders, remainders).diagonal().sqrt().cpu()  # [k]
         bound = max(tol * abs(float(values[0])), 16 * eps * scale)
-        open_pairs = [i for i in range(k) if float(residuals[i]) > bound]
-        if basis.size + len(open_pairs) > capacity and capacity < p:
+        if basis.size + k > capacity and capacity < p:
             kept = k + (capacity - k) // 3
             basis.shrink(values[:kept], weights[:kept])
-        allowed = basis.products < max_products
-        if not any([allowed and basis.size < p and basis.append(remainders[i]) for i in open_pairs]):
+            weights = torch.eye(kept, dtype=torch.float64)
+        slots = [basis.slot(j) for j in range(k)]
+        residuals = torch.tensor([basis.remainder(values[i], weights[i], slots[i]) for i in range(k)])
+        unconverged = (residuals > bound).nonzero()[:, 0].tolist()
+        may_grow = basis.products < max_products
+        if not any([may_grow and basis.size < p and basis.append(slots[i]) for i in unconverged]):
             break
-    if open_pairs:
+    if unconverged:
         warnings.warn(
-            f"{what}: {len(open_pairs)} of {k} eigenpairs have not converged after {basis.products} products: the "
+            f"{what}: {len(unconverged)} of {k} eigenpairs have not converged after {basis.products} products: the "
             f"largest residual is {float(residuals.max()):.2e}, {bound:.2e} was asked for",
             RuntimeWarning,
             stacklevel=stacklevel,
         )
-    return TopEigh(values[:k].to(start), _upright(vectors).t(), residuals.to(start))
-
-
-def _upright(vectors: Tensor) -> Tensor:
-    """Rows of unit norm whose component of largest magnitude is positive."""
-    for v in vectors:
-        low, high = torch.aminmax(v)
-        v /= _norm(v) if bool(high >= -low) else -_norm(v)
-    return vectors
+    vectors = start.new_empty((k, p))
+    for i in range(k):
+        basis.vector(weights[i], vectors[i])
+    return TopEigh(values[:k].to(start), vectors.t(), residuals.to(start))

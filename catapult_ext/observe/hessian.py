@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.sweep import Sweep, outputs_2d
 
-__all__ = ["LossHessian", "kernel_vectors"]
+__all__ = ["STEP_TOLERANCE", "LossHessian", "kernel_vectors"]
+
+#: Residual relative to lambda_1 at which an observation stops: two products at most steps of a training.
+STEP_TOLERANCE = 1e-2
 
 #: Where forming the kernel to begin with would cost more than the products that it saves.
 _MOST_KERNEL_ROWS = 4096
@@ -76,33 +79,34 @@ class LossHessian:
                 f"has. PyTorch says: {text.splitlines()[0]}"
             ) from error
 
-    def _flat(self, parts: tuple[Tensor | None, ...]) -> Tensor:
-        return torch.cat(
-            [
-                p.new_zeros(p.numel()) if part is None else part.detach().reshape(-1)
-                for p, part in zip(self._parameters, parts, strict=True)
-            ]
-        )
+    def _write(self, parts: Sequence[Tensor | None], out: Tensor) -> None:
+        for place, part in zip(out.split(self._sizes), parts, strict=True):
+            if part is None:
+                place.zero_()
+            else:
+                place.copy_(part.detach().reshape(-1))
 
-    def product(self, v: Tensor) -> Tensor:
-        """H v [p]."""
+    def product(self, v: Tensor, out: Tensor) -> None:
+        """Write H v to out [p]."""
         parts = [part.view_as(p) for part, p in zip(v.split(self._sizes), self._parameters, strict=True)]
-        return self._flat(self._derivative(self._gradients, [parts[i] for i in self._reached]))
+        self._write(self._derivative(self._gradients, [parts[i] for i in self._reached]), out)
 
     def pull_back(self, vectors: Tensor) -> Tensor:
-        """J^T u for columns u [n c, m], as rows [m, p]."""
+        """J^T u for columns u [n c, m], as columns [p, m]."""
         rows = vectors.new_empty((vectors.shape[1], sum(self._sizes)))
         for row, u in zip(rows, vectors.t(), strict=True):
-            row.copy_(self._flat(self._derivative(self.output, u.view_as(self.output))))
-        return rows
+            self._write(self._derivative(self.output, u.view_as(self.output)), row)
+        return rows.t()
 
-    def top(self, k: int, start: Tensor, tol: float | None) -> TopEigh:
-        """Largest k eigenpairs; start [m, p], m >= 0."""
+    def top(self, k: int, start: Tensor | None, tol: float | None) -> TopEigh:
+        """Largest k eigenpairs, from start [p, m]."""
+        first = self._parameters[0]
         if tol is None:
-            tol = 1e-4 if start.dtype == torch.float32 else 1e-8
+            tol = 1e-4 if first.dtype == torch.float32 else 1e-8
+        rows = first.new_empty((0, sum(self._sizes))) if start is None else start.detach().t()
         with torch.no_grad():
             return largest(
-                self.product, start, k, tol=tol, max_products=300 + 30 * k, what="hessian_top", stacklevel=4
+                self.product, rows, k, tol=tol, max_products=300 + 30 * k, what="hessian_top", stacklevel=4
             )
 
 

@@ -142,6 +142,7 @@ class Observation:
         report: Callable[[], list[LayerReport]],
         start: Tensor | None,
         on_eigen: Callable[[TopEigh], None],
+        find_hessian: Callable[[Tensor | None], TopEigh] | None = None,
     ) -> None:
         self.prediction = prediction
         self.residual = residual
@@ -155,6 +156,8 @@ class Observation:
         self._report = report
         self._start = start
         self._on_eigen = on_eigen
+        self._find_hessian = find_hessian
+        self._hessian: TopEigh | None = None
         self._versions = [p._version for p in state.parameters]
         self._committed = False
         self._stepped = False
@@ -202,6 +205,30 @@ class Observation:
     def critical_lr(self) -> Tensor:
         """N c / lambda_1, 0-dim: the rate above which gradient descent on the linearised model diverges."""
         return rate_at_norm(self.spectral_norm, self.residual.numel())
+
+    @property
+    def hessian(self) -> TopEigh:
+        """Largest (algebraic) eigenpair of the Hessian of the loss: values (1,), vectors (p, 1), residuals (1,).
+
+        Flat over the observed parameters. The residual is at most .01 lambda_1 (or a RuntimeWarning says that it is
+        not), which gives a lambda_1 that stands out to about 1e-4; `hessian_top` finds more pairs, and more digits.
+        Begins with J^T u_1 of the kernel, or with the vector of the last observation where there is no kernel.
+
+        Cost: one forward and backward, and 2 to 4 Hessian products, each about twice as much. It needs the
+        parameters of the observation, so read it before the step.
+
+        Raises:
+            ValueError: made with hessian=False, or the parameters, x or y have changed since.
+            UnsupportedModule, NonFinite: as for `hessian_top`.
+
+        Source: paper section 2, eta_crit = 2 / lambda_max(H).
+        """
+        if self._hessian is None:
+            if self._find_hessian is None:
+                raise ValueError("hessian: the observation was made with hessian=False")
+            self._check_current("hessian")
+            self._hessian = self._find_hessian(None if self.kernel is None else self.eigen.vectors[:, :1])
+        return self._hessian
 
     def _split(self) -> tuple[Tensor, Tensor]:
         if self._parts is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from catapult_ext import ops
 from catapult_ext.eigen import TopEigh
 from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
+from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
 from catapult_ext.observe.sweep import Sweep, outputs_2d
@@ -76,6 +77,7 @@ class Observer:
         params: Iterable[str | Tensor] | None = None,
         kernel: bool = True,
         agop: bool = False,
+        hessian: bool = False,
         verify: str = "first",
         max_bytes: int | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class Observer:
             params: names or tensors of the parameters to observe, default all that require grad.
             kernel: compute the tangent kernel; without it an observation is loss, residual and gradient.
             agop: compute the AGOP of the input.
+            hessian: let observations find the largest eigenpair of the Hessian of the loss.
             verify: when a plan is certified against autograd with random cotangents: "first" (its first use, and
                 its uses number 2, 4, 8, ...; always where routing depends on the data), "always", or "never"
                 again after the first use, which has to find out which rows belong to which sample.
@@ -108,10 +111,12 @@ class Observer:
         self._k = k
         self._kernel = kernel
         self._agop = agop
+        self._hessian = hessian
         self._verify = verify
         self._max_bytes = max_bytes
         self._plans: dict[Any, Plan] = {}
         self._start: Tensor | None = None
+        self._hessian_start: Tensor | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> Observation:
         """One pass.
@@ -137,11 +142,29 @@ class Observer:
             buffers=buffers,
             start=self._start,
             on_eigen=self._remember,
+            find_hessian=self._hessian_finder(x, y) if self._hessian else None,
             **parts,
         )
 
     def _remember(self, eigen: TopEigh) -> None:
         self._start = eigen.vectors
+
+    def _hessian_finder(self, x: Tensor, y: Tensor) -> Callable[[Tensor | None], TopEigh]:
+        """What finds the Hessian's top pair from u_1 [n c, 1], or from the last one where there is no kernel."""
+        state, versions = self._state, (x._version, y._version)
+
+        def find(u: Tensor | None) -> TopEigh:
+            if (x._version, y._version) != versions:
+                raise ValueError("hessian: x or y has changed since the observation; observe again")
+            with state.untouched():
+                hessian = LossHessian(state, x, lambda output: check_target(y, output))
+                if u is None:
+                    top = hessian.top(1, self._hessian_start, STEP_TOLERANCE)
+                    self._hessian_start = top.vectors
+                    return top
+                return hessian.top(1, hessian.pull_back(u), STEP_TOLERANCE)
+
+        return find
 
     def _with_kernel(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         state = self._state
@@ -199,8 +222,8 @@ class Observer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on to the same bits: the warm vectors of the eigensolver."""
-        return {"start": self._start}
+        """What a resumed run needs to go on to the same bits: the warm vectors of the eigensolvers."""
+        return {"start": self._start, "hessian": self._hessian_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict()`.
@@ -208,9 +231,9 @@ class Observer:
         Raises:
             ValueError: keys that this version does not know.
         """
-        if set(state) != {"start"}:
-            raise ValueError(f"state: expected the key 'start', got {sorted(state)}")
-        self._start = state["start"]
+        if set(state) != {"start", "hessian"}:
+            raise ValueError(f"state: expected the keys 'start' and 'hessian', got {sorted(state)}")
+        self._start, self._hessian_start = state["start"], state["hessian"]
 
 
 def _agop(gradients: Tensor) -> Tensor:
@@ -249,6 +272,7 @@ def observe(
     params: Iterable[str | Tensor] | None = None,
     kernel: bool = True,
     agop: bool = False,
+    hessian: bool = False,
     verify: str = "first",
     max_bytes: int | None = None,
 ) -> Observation:
@@ -264,6 +288,7 @@ def observe(
         params: parameters to observe.
         kernel: compute the tangent kernel.
         agop: compute the AGOP of the input.
+        hessian: let the observation find the largest eigenpair of the Hessian of the loss.
         verify: see `Observer`; a one-shot plan is always new, so "first" certifies.
         max_bytes: bound of the extra memory.
 
@@ -274,7 +299,15 @@ def observe(
         TypeError, ValueError, UnsupportedModule, NonFinite: as for `Observer`.
     """
     observer = Observer(
-        model, k=k, loss=loss, params=params, kernel=kernel, agop=agop, verify=verify, max_bytes=max_bytes
+        model,
+        k=k,
+        loss=loss,
+        params=params,
+        kernel=kernel,
+        agop=agop,
+        hessian=hessian,
+        verify=verify,
+        max_bytes=max_bytes,
     )
     if start is not None:
         observer._start = start.vectors if isinstance(start, TopEigh) else start

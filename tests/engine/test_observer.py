@@ -69,7 +69,7 @@ def test_state_goes_through_a_resume() -> None:
     resumed = cx.Observer(model, k=3)
     resumed.load_state_dict(state)
     assert torch.equal(resumed(x, y).eigen.vectors, observer(x, y).eigen.vectors)
-    with pytest.raises(ValueError, match="state: expected the key 'start'"):
+    with pytest.raises(ValueError, match="state: expected the keys 'start' and 'hessian'"):
         resumed.load_state_dict({"begin": None})
 
 
