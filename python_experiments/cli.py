@@ -158,7 +158,11 @@ def report(out: Out = Path("runs")) -> None:
     from python_experiments.report import write
 
     make_folder(out)
-    Console().print(f"report: {write(out)}", soft_wrap=True, highlight=False, markup=False)
+    try:
+        file = write(out)
+    except OSError as error:
+        fail(f"--out: cannot write the report to {str(out)!r} ({error.strerror or error})")
+    Console().print(f"report: {file}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

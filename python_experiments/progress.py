@@ -61,8 +61,6 @@ class Board:
 
     def show(self, running: Mapping[str, tuple[Path, int]]) -> None:
         """Show how far the running ones are; name -> (run folder, steps at most)."""
-        if not self.shown:
-            return
         for name in [name for name in self._running if name not in running]:
             self._bars.remove_task(self._running.pop(name)[0])
         for name, (folder, steps) in running.items():

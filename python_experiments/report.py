@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 
 import catapult_ext as cx
+from catapult_ext.runs.files import replace_file
 from python_experiments import registry, results, style, sweep, training
 from python_experiments.claims import Claim, Group, Run, Verdict, judge
 from python_experiments.readings import duration
@@ -43,7 +44,7 @@ class Section:
     def image_width(self) -> int:
         """Width in CSS pixels at which the plot's letters are read on a phone, from the PNG's header."""
         pixels = int.from_bytes((self.image or bytes(24))[16:20], "big")
-        return round(pixels / style.RC["savefig.dpi"] * 72)
+        return round(pixels / style.DPI * 72)
 
     @property
     def anchor(self) -> str:
@@ -222,7 +223,7 @@ def write(root: Path) -> Path:
     )
     root.mkdir(parents=True, exist_ok=True)
     file = root / "report.html"
-    file.write_text(page, encoding="utf-8")
+    replace_file(file, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return file
 
 

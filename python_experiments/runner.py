@@ -206,7 +206,8 @@ def _in_workers(jobs: Sequence[Job], count: int, board: Board) -> Iterator[Outco
             busy = {worker.pipe: worker for worker in workers if worker.job}
             for pipe in wait(list(busy), timeout=_POLL_SECONDS if board.shown else None):
                 yield busy[pipe].take()
-            board.show({worker.job.names[0]: _place(worker.job) for worker in workers if worker.job})
+            if board.shown:
+                board.show({worker.job.names[0]: _place(worker.job) for worker in workers if worker.job})
     finally:
         for worker in workers:
             worker.close()

@@ -33,9 +33,12 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 LOSS, TOP, REST, KERNEL, CRITICAL, RATE = BLACK, VERMILION, BLUE, PURPLE, GREEN, ORANGE
 GREY = "#8a8a8a"
 
+#: Dots per inch of the stored plots.
+DPI = 160
+
 RC = {
     "figure.dpi": 110,
-    "savefig.dpi": 160,
+    "savefig.dpi": DPI,
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",

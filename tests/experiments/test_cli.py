@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -159,6 +160,20 @@ def test_a_damaged_request_is_named(tmp_path, damage):
     assert result.stderr.startswith(f"error: {file}: expected a request of this version (")
     assert "delete it, and run the experiment again" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_report_that_does_not_fit_on_the_disk_is_one_line_and_the_old_one_stays(tmp_path):
+    call("report", "--out", tmp_path)
+    before = (tmp_path / "report.html").read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        result = call("report", "--out", tmp_path, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.stderr.startswith(f"error: {tmp_path / 'report.html'}: cannot be written (File too large)")
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "report.html").read_text() == before
 
 
 def test_a_damaged_run_is_named(smoke, tmp_path):

@@ -151,6 +151,7 @@ def test_many_runs_have_a_bar_each_where_there_is_a_terminal(tmp_path):
         begin(session, [{"step": 4, "loss": 0.5, "lr": 3.0, "critical_lr": 2.0}])
         for console, shown in ((terminal(), True), (Console(file=io.StringIO()), False)):
             with Board(console, 2, enabled=True) as board:
+                assert board.shown is shown
                 board.show({"one run": (folder.path, 40)})
                 board.done()
                 board.show({"another": (tmp_path / "none", 7)})
