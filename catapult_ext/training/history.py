@@ -105,7 +105,7 @@ class History:
             catapult_count=summary["catapult_count"],
             config=summary["config"],
             seconds=summary["seconds"],
-            tensors=stored.tensors["recorded"],
+            tensors=stored.tensors.get("recorded", {}),  # runs before recorders could keep tensors
         )
 
 

@@ -182,15 +182,16 @@ class Bomb(cx.Callback):
 def test_a_run_cut_just_before_a_spike_resumes_with_its_ring(kind: str, tmp_path: Path) -> None:
     """The states that are observed afterwards, and rows that were not written yet, come from the checkpoint."""
     every = AroundSpikes(before=6, after=3, every=25, rise=5.0, window=8)
-    whole, whole_model = spiky_run(every, kind)
+    stop = cx.Stop(max_steps=32)
+    whole, whole_model = spiky_run(every, kind, stop=stop)
     first = in_spike(whole.metrics["loss"].to_numpy(), every)[0]
     for cut in (first - 1, first + 2):
         folder = cx.RunFolder(tmp_path, f"{kind}{cut}", {}, 2, checkpoint_seconds=0)
         with pytest.raises(Cut):
-            spiky_run(every, kind, run=folder, callbacks=[Bomb(cut)])
+            spiky_run(every, kind, stop=stop, run=folder, callbacks=[Bomb(cut)])
         lines = (folder.path / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == cut - 7  # rows that may still change are held back
-        again, model = spiky_run(every, kind, run=folder)
+        again, model = spiky_run(every, kind, stop=stop, run=folder)
         assert again.metrics.equals(whole.metrics), cut
         assert torch.equal(brute.flat(model), brute.flat(whole_model))
         stored = cx.History.from_result(folder.read())
