@@ -6,6 +6,7 @@ to fail. A claim that also holds on its control shows nothing and is reported as
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+import catapult_ext as cx
 from python_experiments.config import RunConfig
 
 #: A step is a spike of a single catapult when the loss has grown this many times since the start.
@@ -30,6 +33,7 @@ class Run:
         metrics: one row per step; columns that were not recorded at a step hold NaN.
         summary: the outcome as scalars: "result", "seconds", "test_loss", "alignment", "catapults", ...
         environment: what it ran on.
+        tensors: what recorders kept, by name: "steps" (m,) and "values" (m, ...).
     """
 
     config: RunConfig
@@ -37,6 +41,7 @@ class Run:
     metrics: pd.DataFrame
     summary: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     def recorded(self, *columns: str) -> tuple[np.ndarray, ...]:
         """The values of each column at the steps where all of them were recorded, in float64.
@@ -55,7 +60,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """The constant learning rate."""
+        """The learning rate at first."""
         return float(self.recorded("lr")[0][0])
 
     @property
@@ -217,6 +222,35 @@ def falling_share(run: Run) -> float:
     """Share of the steps in which L_>s falls."""
     (rest,) = run.recorded("rest_loss")
     return float((np.diff(rest) < 0).mean()) if len(rest) > 1 else math.nan
+
+
+def spikes(run: Run) -> list[cx.Spike]:
+    """Spikes of the training set's loss that came down again; empty where no spectrum was recorded."""
+    return [] if "lambda_1" not in run.metrics else cx.CatapultDetector().spikes(run.metrics)
+
+
+def catapults_per_rate(run: Run) -> float:
+    """Smallest number of catapults that peak under one of the rates of a run with `raises`."""
+    starts = [0, *(step for step, _ in run.config.raises), run.steps + 1]
+    peaks = np.array([spike.peak for spike in spikes(run) if spike.is_catapult])
+    counts = [((first <= peaks) & (peaks < end)).sum() for first, end in itertools.pairwise(starts)]
+    return float(min(counts))
+
+
+def norm_drop(run: Run) -> float:
+    """Norm of K before a spike over that at its end, smallest over the spikes; NaN without a spike."""
+    return min((1 / spike.norm.measured for spike in spikes(run)), default=math.nan)
+
+
+def located(run: Run) -> float:
+    """Share of a spike's rise that L_<=s carries, smallest over the spikes; NaN without a spike."""
+    return min((spike.location.measured for spike in spikes(run)), default=math.nan)
+
+
+def set_loss(run: Run) -> np.ndarray:
+    """Loss of the whole training set before each step and after the last, (steps + 1,)."""
+    top, rest = run.recorded("top_loss", "rest_loss")
+    return top + rest
 
 
 def mean_by_condition(group: Group, key: str) -> dict[str, float]:

@@ -74,19 +74,43 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Catapults:
+    """A rate that follows the run: below the critical rate, raised for each of some catapults, then below again.
+
+    Attributes:
+        count: catapults to make.
+        c: multiple of the current critical rate to which the rate is raised for each.
+        start_steps: steps before the first rise.
+        decay: multiple of the critical rate that the rate keeps after the last, so that no further one comes.
+        ceiling: see `catapult_ext.CatapultSchedule`.
+    """
+
+    count: int
+    c: float = 1.5
+    start_steps: int = 30
+    decay: float = 0.5
+    ceiling: float = 1e5
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides one training run, except its seed.
 
     Attributes:
         network: the network.
         task: the training task.
-        rate: the constant learning rate.
+        rate: the learning rate at first, and for good without `raises` or `catapults`.
+        raises: (step, rate) of each rise; a relative rate is a multiple of the critical rate of the whole training
+            set at that step.
+        catapults: raise the rate for so many catapults; None: do not.
         batch_size: samples per step; None is gradient descent on the whole training set.
         max_steps: the run ends here at the latest.
         stop_loss: the run ends when the loss of the whole training set falls below it; None: never.
         eigenpairs: s of the loss split L = L_<=s + L_>s.
         kernel_every: steps between two records of the kernel.
         validate_every: steps between two losses on the validation set; 0: never.
+        probe: while training on batches, record the kernel of the whole training set and the parts of its loss.
+        keep_agop: rows and columns of the AGOP to keep at the start and at the end.
         full_loss: while training on batches, record at each step the loss of the whole training set, and that of
             the last batch after its step.
         evaluate: compute test loss and AGOP alignment at the step of the best validation loss.
@@ -100,11 +124,15 @@ class RunConfig:
     task: Task
     rate: Rate
     batch_size: int | None = None
+    raises: tuple[tuple[int, Rate], ...] = ()
+    catapults: Catapults | None = None
     max_steps: int = 60
     stop_loss: float | None = None
     eigenpairs: int = 1
     kernel_every: int = 1
     validate_every: int = 0
+    probe: bool = False
+    keep_agop: int = 0
     full_loss: bool = False
     evaluate: bool = False
     reference: Literal["train", "first sample"] = "train"
@@ -120,13 +148,18 @@ class RunConfig:
     def rate_text(self) -> str:
         """The learning rate in words."""
         if self.rates == "paper":
-            return f"{self.rate.paper:g} (as printed)"
+            raised = "".join(f", {rate.paper:g} from step {step} on" for step, rate in self.raises)
+            return f"{self.rate.paper:g}{raised} (as printed)"
         whose = "the whole set" if self.reference == "train" else "the doubled point"
-        return f"{self.rate.relative:.3g} x the critical rate of {whose} at initialisation"
+        raised = "".join(f", {rate.relative:.3g} x that at step {step}" for step, rate in self.raises)
+        if self.catapults is not None:
+            raised += f", raised for {self.catapults.count} catapults"
+        return f"{self.rate.relative:.3g} x the critical rate of {whose} at initialisation{raised}"
 
     def at(self, factor: float) -> RunConfig:
-        """The same run at `factor` times its rate."""
-        return replace(self, rate=self.rate.scaled(factor))
+        """The same run at `factor` times its rate, at first and after each rise."""
+        raises = tuple((step, rate.scaled(factor)) for step, rate in self.raises)
+        return replace(self, rate=self.rate.scaled(factor), raises=raises)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from python_experiments import style
-from python_experiments.claims import Group, Run, peak_step, spike_end
+from python_experiments.claims import Group, Run, peak_step, set_loss, spike_end, spikes
 
 Groups = Mapping[str, Group]
 Flags = Callable[[Run], np.ndarray]
@@ -39,7 +39,10 @@ def loss_panel(ax: Axes, run: Run, *, title: str, parts: bool = True) -> None:
         ):
             name = rf"$\mathcal{{L}}_{{{relation} {s}}}$"
             lines += ax.plot(*series(run, column), color=colour, linestyle=dash, label=name)
+    top_of = [spike.peak for spike in spikes(run)]
     peak = peak_step(run)
+    marked = [at for at in top_of if at != peak]
+    ax.plot(steps[marked], loss[marked], "v", markersize=6, color=style.TOP, zorder=4)
     if peak is not None:
         diverges = run.summary["result"] == "diverged"
         ax.plot(steps[peak], loss[peak], marker="v", markersize=8, color=style.TOP, zorder=4)
@@ -89,24 +92,60 @@ def rate_strip(ax: Axes, run: Run) -> None:
 STRIP = "Strip: orange while the rate is above the critical rate, blue while it is below."
 
 
+#: Panels of one run, top to bottom: how each is drawn and how high it is.
+LOSS_PANEL, PARTS_PANEL, NORM_PANEL, STRIP_PANEL = "loss", "parts", "norm", "strip"
+_HEIGHTS = {LOSS_PANEL: 4.0, PARTS_PANEL: 4.0, NORM_PANEL: 3.0, STRIP_PANEL: 0.3}
+
+
 @style.styled
-def catapult(groups: Groups) -> Figure:
-    """Loss and its parts, norm of the kernel and critical rate, rate strip; one column per group of runs."""
-    shown = {name: first_run(group) for name, group in groups.items()}
+def columns(groups: Groups, shown: Sequence[str]) -> Figure:
+    """The first run of each condition of each group, a column each, with the panels named in `shown`."""
+    runs = {
+        " ".join([name] if len(group) == 1 else [name, condition]): (name == "main", condition, members[0])
+        for name, group in groups.items()
+        for condition, members in group.items()
+    }
+    heights = [_HEIGHTS[panel] for panel in shown]
     figure, axes = style.panels(
-        3,
         len(shown),
-        size=(4.9 * len(shown), 7),
+        len(runs),
+        size=(4.9 * len(runs), 0.95 * sum(heights)),
         sharex="col",
-        gridspec_kw={"height_ratios": [4, 3, 0.3]},
+        gridspec_kw={"height_ratios": heights},
     )
-    for column, (name, run) in enumerate(shown.items()):
-        title = "catapult" if name == "main" else f"control: {name}"
-        loss_panel(axes[0, column], run, title=f"{title} (seed {run.seed})")
-        critical_rate_panel(axes[1, column], run)
-        rate_strip(axes[2, column], run)
-    figure.supxlabel(STRIP, fontsize=9)
+    for column, (name, (is_main, condition, run)) in enumerate(runs.items()):
+        title = f"{condition if is_main else f'control: {name}'} (seed {run.seed})"
+        for ax, panel in zip(axes[:, column], shown, strict=True):
+            if panel in (LOSS_PANEL, PARTS_PANEL):
+                loss_panel(ax, run, title=title, parts=panel == PARTS_PANEL)
+            elif panel == NORM_PANEL:
+                critical_rate_panel(ax, run)
+            else:
+                rate_strip(ax, run)
+        axes[-1, column].set_xlabel("step")
+    if STRIP_PANEL in shown:
+        figure.supxlabel(STRIP, fontsize=9)
     return figure
+
+
+def catapult(groups: Groups) -> Figure:
+    """Loss and its parts, norm of the kernel and critical rate, rate strip."""
+    return columns(groups, (PARTS_PANEL, NORM_PANEL, STRIP_PANEL))
+
+
+def norms(groups: Groups) -> Figure:
+    """Loss, norm of the kernel and critical rate (Fig. 13)."""
+    return columns(groups, (LOSS_PANEL, NORM_PANEL))
+
+
+def loss_parts(groups: Groups) -> Figure:
+    """Loss and its parts over the rate strip (Fig. 17)."""
+    return columns(groups, (PARTS_PANEL, STRIP_PANEL))
+
+
+def from_scratch(groups: Groups) -> Figure:
+    """Loss, norm of the kernel and rate (Fig. 18)."""
+    return columns(groups, (LOSS_PANEL, NORM_PANEL))
 
 
 @style.styled
@@ -216,4 +255,102 @@ def table(
         ax.set_xmargin(0.12)
         style.label(ax, title=title, x="batch")
         ax.legend(lines, [str(line.get_label()) for line in lines])
+    return figure
+
+
+@style.styled
+def batch_spikes(groups: Groups) -> Figure:
+    """Fig. 6: loss of the whole set and its parts, and the critical rate of each batch beside the rate."""
+    shown = {name: first_run(group) for name, group in groups.items()}
+    figure, axes = style.panels(2, len(shown), size=(4.9 * len(shown), 6.2), sharex="col")
+    for column, (name, run) in enumerate(shown.items()):
+        upper, lower = axes[:, column]
+        title = "SGD, batch 32" if name == "main" else f"control: {name}"
+        style.label(upper, title=f"{title} (seed {run.seed})", y="training loss", log=True)
+        s = run.config.eigenpairs
+        loss = set_loss(run)
+        lines = upper.plot(loss, color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
+        for part, colour, dash, relation in (
+            ("top_loss", style.TOP, "--", r"\leq"),
+            ("rest_loss", style.REST, ":", ">"),
+        ):
+            words = rf"$\mathcal{{L}}_{{{relation} {s}}}$"
+            lines += upper.plot(*series(run, part), color=colour, linestyle=dash, linewidth=1.2, label=words)
+        style.legend_above(upper, lines)
+        style.plain_ticks(upper)
+
+        style.label(lower, x="step", y="critical rate of the batch", log=True)
+        rate, critical = run.recorded("lr", "batch_critical_lr")
+        steps = np.arange(len(rate))
+        above = rate > critical
+        lines = lower.plot(
+            steps[~above], critical[~above], ".", color=style.SKY, markersize=4, label="above the rate"
+        )
+        lines += lower.plot(
+            steps[above], critical[above], "D", color=style.TOP, markersize=3.5, label="below the rate"
+        )
+        lines += lower.plot(steps, rate, color=style.RATE, label="rate")
+        style.legend_above(lower, lines)
+        style.plain_ticks(lower)
+    return figure
+
+
+@style.styled
+def catapult_counts(groups: Groups, quantities: Sequence[tuple[str, str]]) -> Figure:
+    """Fig. 8: quantities at the best validation step over the number of catapults, and validation curves.
+
+    Args:
+        groups: the stored runs by group.
+        quantities: (key of the run's summary, title) of each panel.
+    """
+    figure, axes = style.panels(1, len(quantities) + 1, size=(4.1 * (len(quantities) + 1), 3.9))
+    names = list(groups["main"])
+    for ax, (key, title) in zip(axes[0], quantities, strict=False):
+        for (group, conditions), (marker, colour) in zip(
+            groups.items(), (("o", style.BLUE), ("x", style.GREY)), strict=False
+        ):
+            values = [
+                [float(run.summary[key]) for run in conditions[name]] for name in names if name in conditions
+            ]
+            means = np.array([np.mean(v) for v in values])
+            spread = np.array([[m - min(v), max(v) - m] for m, v in zip(means, values, strict=True)]).T
+            ax.errorbar(range(len(means)), means, yerr=np.abs(spread), color=colour, capsize=3, fmt="none")
+            label = "ours" if group == "main" else f"control: {group}"
+            ax.plot(means, marker=marker, color=colour, label=label)
+        ax.set_xticks(range(len(names)), [name.split()[0] for name in names])
+        style.label(ax, title=title, x="catapults")
+        ax.legend()
+    last = axes[0, -1]
+    for name, colour in zip(names, (style.GREY, style.SKY, style.BLUE, style.TOP), strict=False):
+        last.plot(
+            *series(groups["main"][name][0], "validation_loss"), color=colour, label=name, linewidth=1.3
+        )
+    style.label(last, title="validation loss", x="step", log=True)
+    last.legend()
+    style.plain_ticks(last)
+    return figure
+
+
+@style.styled
+def agop_pictures(
+    groups: Groups, picture: Callable[[Run], np.ndarray], truth: Callable[[Run], np.ndarray]
+) -> Figure:
+    """Fig. 26: the AGOP of the first seed of each condition, and the true one.
+
+    Args:
+        groups: the stored runs by group.
+        picture: run -> (size, size) numbers in [0, 1].
+        truth: the same of the target function.
+    """
+    names = list(groups["main"])
+    figure, axes = style.panels(1, len(names) + 1, size=(2.6 * (len(names) + 1), 3.0))
+    shown = [(name, picture(groups["main"][name][0])) for name in names]
+    shown.append(("true AGOP", truth(groups["main"][names[0]][0])))
+    for ax, (name, image) in zip(axes[0], shown, strict=True):
+        drawn = ax.imshow(image, cmap="cividis", vmin=0, vmax=1)
+        ax.set_title(name)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.grid(False)
+    figure.colorbar(drawn, ax=axes[0, :].tolist(), shrink=0.7)
     return figure

@@ -34,6 +34,7 @@ class Experiment:
         claims: numeric tests of the statement.
         plot: draws the stored runs.
         remarks: where our setting differs from the paper's and why; what the reader must know.
+        diverges: some runs of "main" are meant to diverge.
         repeat_controls: run the control groups with every seed, not with the first one alone.
     """
 
@@ -46,6 +47,7 @@ class Experiment:
     claims: Sequence[Claim]
     plot: Callable[[Mapping[str, Group]], Figure]
     remarks: Sequence[str] = ()
+    diverges: bool = False
     repeat_controls: bool = False
 
     @property

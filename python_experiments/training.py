@@ -73,16 +73,29 @@ def build(config: RunConfig, shape: tuple[int, ...], outputs: int, seed: int) ->
     return cx.models.CNN(channels, (height, width), network.width, network.depth, outputs, **common)
 
 
-def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Constant:
-    """The constant rate of a run; `x` holds the training inputs."""
+def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Schedule:
+    """The learning rates of a run; `x` holds the training inputs."""
+    rates = {0: config.rate, **dict(config.raises)}
     if config.rates == "paper":
-        if config.rate.paper is None:
+        printed = {step: rate.paper for step, rate in rates.items() if rate.paper is not None}
+        if len(printed) < len(rates) or config.catapults is not None:
             raise ValueError(
-                "--rates paper: the paper prints no rate for this experiment; use --rates relative"
+                "--rates paper: the paper does not print the rates of this experiment; use --rates relative"
             )
-        return cx.Constant(config.rate.paper)
+        return cx.Stepwise(printed)
+    if config.catapults is not None:
+        plan = config.catapults
+        return cx.CatapultSchedule(
+            catapults=plan.count,
+            c=plan.c,
+            start=config.rate.relative,
+            start_steps=plan.start_steps,
+            decay=plan.decay,
+            ceiling=plan.ceiling,
+            s=config.eigenpairs,
+        )
     if config.reference == "train":
-        return cx.Constant(config.rate.relative, relative=True)
+        return cx.Stepwise({step: rate.relative for step, rate in rates.items()}, relative=True)
     return cx.Constant(config.rate.relative * cx.critical_lr(cx.ntk(model, x[:1])).item())
 
 
@@ -124,7 +137,7 @@ class LastBatchLoss(cx.Recorder):
 def recorders(config: RunConfig, data: cx.data.Split, seed: int) -> list[cx.Recorder]:
     """What is recorded beside the losses."""
     chosen: list[cx.Recorder] = []
-    if config.batch_size is None:
+    if config.batch_size is None or config.probe:
         chosen.append(cx.Spectrum(every=config.kernel_every, k=config.eigenpairs))
     chosen.append(cx.BatchCriticalRate(every=config.kernel_every))
     if config.full_loss and config.batch_size is not None:
@@ -132,6 +145,8 @@ def recorders(config: RunConfig, data: cx.data.Split, seed: int) -> list[cx.Reco
     if config.evaluate:
         egop = cx.data.egop(config.task.name, data.train.x[0].numel(), 1.0)
         chosen.append(cx.AGOPAlignment(reference=egop, every=config.max_steps + 1))  # start, best and end
+    if config.keep_agop:
+        chosen.append(cx.AGOP(size=config.keep_agop, every=config.max_steps + 1))
     return chosen
 
 
@@ -176,6 +191,7 @@ def train(
                 every=1 if config.full_loss else None,
             ),
             recorders=recorders(config, data, seed),
+            probe=data.train if config.probe else None,
             seed=seed,
             run=where,
             validate_every=config.validate_every or None,
@@ -206,7 +222,7 @@ def read(root: Path, config: RunConfig, seed: int) -> Run:
         summary["catapults"] = int(stored.metrics["catapult"].iloc[:until].sum())
     files = runs.StoredRun(where.path)
     summary["data"] = files.read("data")
-    return Run(config, seed, stored.metrics, summary, files.read("environment")[-1])
+    return Run(config, seed, stored.metrics, summary, files.read("environment")[-1], stored.tensors)
 
 
 def finished_groups(root: Path, request: Request) -> dict[str, Group]:

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from python_experiments.experiments import fig2, fig3, fig5, table1
+from python_experiments.experiments import fig2, fig3, fig4, fig5, fig6, fig8, fig13, table1
 
 #: In the paper's order.
-EXPERIMENTS = (fig2.FIG2, fig3.FCN, fig3.CNN, fig5.FIG5, table1.TABLE1)
+EXPERIMENTS = (
+    fig2.FIG2,
+    fig3.FCN,
+    fig3.CNN,
+    fig4.FCN,
+    fig4.CNN,
+    fig5.FIG5,
+    fig6.FIG6,
+    fig6.TABLE2_SHALLOW,
+    fig6.TABLE2_FCN,
+    fig6.TABLE2_CNN,
+    fig8.FIG8,
+    table1.TABLE1,
+    fig13.FCN,
+    fig13.CNN,
+    fig4.FCN_PARTS,
+    fig4.CNN_PARTS,
+    fig4.FCN_SCRATCH,
+    fig4.CNN_SCRATCH,
+    fig8.FIG26,
+)
