@@ -4,6 +4,7 @@
 #   make test        environment, build, native tests (ctest), then pytest
 #   make lint        ruff, mypy, clang-format
 #   make bench       measurements beside plain PyTorch, one JSON line each, into results/bench
+#   make docs        the documentation as a site, into build/docs; broken links are errors (Python 3.11 or newer)
 #   make soak        the long versions of the tests
 #   make gpu-pass    on a machine with a GPU: build, GPU tests, benchmarks, into $OUT
 #   make stub        catapult_ext/_C.pyi, after a change of the bindings
@@ -24,7 +25,7 @@ CPP_SOURCES := $(filter %.h %.cpp %.inc %.cu %.cuh,$(NATIVE_SOURCES))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test lint bench soak gpu-pass stub clean
+.PHONY: reproduce test lint bench docs soak gpu-pass stub clean
 .DELETE_ON_ERROR:
 
 reproduce: $(VENV)/.built
@@ -39,6 +40,12 @@ soak: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/catapult bench --out results/bench $(ARGS)
+
+docs: $(VENV)/.built
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: the documentation is built with Python 3.11 or newer; set PYTHON and run make clean"; exit 1; }
+	$(BIN)/sphinx-build -b html -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
@@ -70,5 +77,5 @@ $(VENV)/.tools: constraints.txt
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml $(NATIVE_SOURCES)
 	SKBUILD_BUILD_DIR=$(BUILD) SKBUILD_CMAKE_DEFINE=CATAPULT_NATIVE_TESTS=ON \
-	  $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[test,dev]'
+	  $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e '.[test,dev,docs]'
 	touch $@
