@@ -284,7 +284,7 @@ def test_forward_hooks_see_the_layer_output_untouched():
 
 def test_repr_names_sizes():
     assert "11, 7, bias_scale=0.5" in repr(FCN(11, 7, 2, bias_scale=0.5))
-    assert "3, 7, kernel_size=3, bias_scale=0.0" in repr(CNN(3, 4, 7))
+    assert "3, 7, kernel_size=3, stride=1, bias_scale=0.0" in repr(CNN(3, 4, 7))
 
 
 # ---- errors ---------------------------------------------------------------------------------------------

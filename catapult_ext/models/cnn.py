@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from catapult_ext.models.layers import Parameterization, fix_layers, positive_int
+from catapult_ext.models.layers import (
+    Parameterization,
+    check_images,
+    fix_layers,
+    image_sides,
+    positive_int,
+)
 
 __all__ = ["CNN"]
 
@@ -52,29 +59,22 @@ class CNN(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        positive_int("in_channels", in_channels)
-        rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
-        positive_int("image_size", rows)
-        positive_int("image_size", columns)
+        self.in_channels = positive_int("in_channels", in_channels)
+        self.image_size = image_sides(image_size)
         positive_int("width", width)
         positive_int("out_features", out_features)
         if positive_int("depth", depth) < 2:
             raise ValueError("depth must be at least 2 (one convolution and the output layer), got 1")
-        self.input_shape = (in_channels, rows, columns)
         kind = Parameterization(parameterization, bias_scale, weight_std, generator)
         channels = [in_channels, *[width] * (depth - 1)]
         self.layers = nn.ModuleList(kind.conv2d(m, k, kernel_size) for m, k in pairwise(channels))
-        self.layers.append(kind.linear(width * rows * columns, out_features))
+        self.layers.append(kind.linear(width * math.prod(self.image_size), out_features))
         fix_layers(self.layers, fixed_layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (n, in_channels, height, width), in the dtype of the weights, to (n, c)."""
-        if x.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"x must have shape (n, {', '.join(map(str, self.input_shape))}), got {tuple(x.shape)}"
-            )
         *convolutions, output = self.layers
-        h = x  # [n, channels, height, width]
+        h = check_images(x, self.in_channels, self.image_size)
         for layer in convolutions:
             h = torch.relu(layer(h))  # [n, width, height, width of the image]
         return output(h.flatten(1))  # [n, c]

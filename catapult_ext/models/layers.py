@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["NTKConv2d", "NTKLinear", "Parameterization", "fix_layers", "positive_int"]
+__all__ = [
+    "NTKConv2d",
+    "NTKLinear",
+    "Parameterization",
+    "check_images",
+    "fix_layers",
+    "image_sides",
+    "positive_int",
+]
 
 
 class NTKLinear(nn.Module):
@@ -64,9 +72,11 @@ class NTKLinear(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, h: Tensor) -> Tensor:
-        """`h` (n, in_features) to (n, out_features)."""
+        """`h` (..., in_features) to (..., out_features), e.g. (n, tokens, in_features)."""
         bias = self._no_bias if self.bias is None else self.bias
-        return torch.addmm(bias, h, self.weight.t(), beta=self.bias_scale, alpha=self.weight_scale)
+        rows = h if h.dim() == 2 else h.flatten(0, -2)  # [rows, in]
+        out = torch.addmm(bias, rows, self.weight.t(), beta=self.bias_scale, alpha=self.weight_scale)
+        return out if h.dim() == 2 else out.unflatten(0, h.shape[:-1])
 
     def extra_repr(self) -> str:
         """Sizes and scales, for `print(model)`."""
@@ -76,12 +86,13 @@ class NTKLinear(nn.Module):
 class NTKConv2d(nn.Module):
     """Convolution in NTK parameterization: `conv(h, W / sqrt(in_channels s^2)) + bias_scale * b`.
 
-    Stride 1 and zero padding, so that images keep their size. Initial values as in `NTKLinear`.
+    Zero padding of (s - 1) / 2, so that images keep their size at stride 1. Initial values as in `NTKLinear`.
 
     Args:
         in_channels: input channels > 0.
         out_channels: output channels > 0.
         kernel_size: side s of the square filter, odd.
+        stride: step of the filter, > 0; a side h becomes ceil(h / stride).
         bias_scale: as in `NTKLinear`.
         weight_std: as in `NTKLinear`.
         generator: as in `NTKLinear`.
@@ -98,6 +109,7 @@ class NTKConv2d(nn.Module):
         out_channels: int,
         kernel_size: int = 3,
         *,
+        stride: int = 1,
         bias_scale: float = 0.0,
         weight_std: float = 1.0,
         generator: torch.Generator | None = None,
@@ -107,6 +119,7 @@ class NTKConv2d(nn.Module):
         self.in_channels = positive_int("in_channels", in_channels)
         self.out_channels = positive_int("out_channels", out_channels)
         self.kernel_size = odd_int("kernel_size", kernel_size)
+        self.stride = positive_int("stride", stride)
         self.bias_scale = bias_scale
         self.weight_scale = 1 / math.sqrt(in_channels * kernel_size**2)
         weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size, generator=generator)
@@ -115,15 +128,16 @@ class NTKConv2d(nn.Module):
         self.register_parameter("bias", bias)  # [out]
 
     def forward(self, h: Tensor) -> Tensor:
-        """`h` (n, in_channels, height, width) to (n, out_channels, height, width)."""
+        """`h` (n, in_channels, height, width) to (n, out_channels, height / stride, width / stride)."""
         # The scale goes onto the filters: far fewer numbers than the images hold.
         bias = None if self.bias is None else self.bias * self.bias_scale  # [out]
-        return F.conv2d(h, self.weight * self.weight_scale, bias, padding=self.kernel_size // 2)
+        weight = self.weight * self.weight_scale
+        return F.conv2d(h, weight, bias, stride=self.stride, padding=self.kernel_size // 2)
 
     def extra_repr(self) -> str:
         """Sizes and scales, for `print(model)`."""
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"bias_scale={self.bias_scale}"
         )
 
@@ -164,19 +178,30 @@ class Parameterization:
                     )
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
-        """A linear layer from (n, in_features) to (n, out_features)."""
+        """A linear layer from (..., in_features) to (..., out_features)."""
         if self.name == "ntk":
             return NTKLinear(in_features, out_features, **self._ntk_options())
         return self._pytorch_default(nn.utils.skip_init(nn.Linear, in_features, out_features))
 
-    def conv2d(self, in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
-        """A size-preserving convolution, stride 1, zero padding."""
+    def conv2d(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, bias: bool = True
+    ) -> nn.Module:
+        """A convolution with zero padding that keeps the size at stride 1.
+
+        `bias=False` leaves out the bias that the parameterization would have; normalisation takes its place.
+        """
         odd_int("kernel_size", kernel_size)
         if self.name == "ntk":
-            return NTKConv2d(in_channels, out_channels, kernel_size, **self._ntk_options())
-        return self._pytorch_default(
-            nn.utils.skip_init(nn.Conv2d, in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+            options = self._ntk_options() if bias else {**self._ntk_options(), "bias_scale": 0.0}
+            return NTKConv2d(in_channels, out_channels, kernel_size, stride=stride, **options)
+        layer = nn.utils.skip_init(
+            nn.Conv2d, in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias
         )
+        return self._pytorch_default(layer)
+
+    def embedding(self, *shape: int) -> nn.Parameter:
+        """A parameter that is added to activations: N(0, weight_std^2), as `nn.Embedding` for "standard"."""
+        return nn.Parameter(torch.randn(shape, generator=self.generator).mul_(self.weight_std))
 
     def _ntk_options(self) -> dict[str, Any]:
         return {
@@ -188,9 +213,9 @@ class Parameterization:
     def _pytorch_default(self, layer: nn.Linear | nn.Conv2d) -> nn.Module:
         """The initialisation of `nn.Linear` and `nn.Conv2d`, which take no generator themselves."""
         nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=self.generator)
-        bound = 1 / math.sqrt(layer.weight[0].numel())  # 1 / sqrt(fan in)
-        assert layer.bias is not None
-        nn.init.uniform_(layer.bias, -bound, bound, generator=self.generator)
+        if layer.bias is not None:
+            bound = 1 / math.sqrt(layer.weight[0].numel())  # 1 / sqrt(fan in)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=self.generator)
         return layer
 
 
@@ -206,6 +231,28 @@ def fix_layers(layers: nn.ModuleList, fixed: Iterable[int]) -> None:
                 f"fixed_layers must hold layer indices from 0 to {len(layers) - 1}, got {index!r}"
             )
         layers[index].requires_grad_(False)
+
+
+def check_images(
+    x: Tensor, channels: int, size: tuple[int, int] | None = None, *, multiple: int = 1
+) -> Tensor:
+    """`x`, if it is (n, channels, *size), or of any sides that are multiples of `multiple` where size is None."""
+    if size is not None:
+        if x.shape[1:] == (channels, *size):
+            return x
+        expected = f"(n, {channels}, {size[0]}, {size[1]})"
+    else:
+        if x.dim() == 4 and x.shape[1] == channels and all(s > 0 and s % multiple == 0 for s in x.shape[2:]):
+            return x
+        expected = f"(n, {channels}, height, width)"
+        expected += f" with height and width multiples of {multiple}" if multiple > 1 else ""
+    raise ValueError(f"x must have shape {expected}, got {tuple(x.shape)}")
+
+
+def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the argument `image_size`."""
+    rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return positive_int("image_size", rows), positive_int("image_size", columns)
 
 
 def positive_int(argument: str, value: int) -> int:
