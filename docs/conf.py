@@ -1,7 +1,7 @@
 """How the pages of this folder become a site: `make docs`, into build/docs.
 
-Two things are made here. A page for each experiment is rendered from its declaration, and docstrings, which are
-plain text with `names` in backticks, become reStructuredText.
+Three things are made here: a page for each experiment, from its declaration; tables of a package's files; and
+reStructuredText out of docstrings, which are plain text with `names` in backticks.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ myst_enable_extensions = ["colon_fence"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!catapult_ext|python_experiments).*"), ("py:obj", ".*")]
 default_role = "py:obj"
+smartquotes_action = "D"  # dashes; quotes are values that somebody copies
 
+autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
 autosummary_generate = False
 python_use_unqualified_type_names = True
-add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
@@ -61,7 +62,8 @@ napoleon_custom_sections = [("Class attributes", "Attributes")]
 
 def as_markdown(text: str) -> str:
     """Text of a declaration for a Markdown page: formulas set, everything else literal."""
-    return re.sub(r"([\\`*_\[\]{}|$~#])", r"\\\1", str(report.formulas(text)))
+    literal = re.sub(r"([\\`*_\[\]{}|$~])", r"\\\1", str(report.formulas(text)))
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", literal)
 
 
 def write_experiments(app: Sphinx) -> None:
@@ -89,6 +91,17 @@ def write_experiments(app: Sphinx) -> None:
             file.write_text(content, encoding="utf-8")
 
 
+def list_files(app: Sphinx, page: str, source: list[str]) -> None:
+    """`.. files:: PACKAGE` becomes a table of its files and the first lines of their docstrings."""
+
+    def table(found: re.Match[str]) -> str:
+        files = sorted((DOCS.parent / found[1].replace(".", "/")).glob("*.py"))
+        names = [f"   {found[1]}.{file.stem}" for file in files if not file.stem.startswith("__")]
+        return "\n".join([".. currentmodule:: None", ".. autosummary::", "", *names])
+
+    source[0] = re.sub(r"^\.\. files:: (\S+)$", table, source[0], flags=re.MULTILINE)
+
+
 def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are no markup: `expressions` become code, `names` links, and everything else is literal."""
 
@@ -101,7 +114,16 @@ def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
     lines[:] = [re.sub(r"`(?P<code>[^`]+)`|[|*]|(?<=\w)_(?!\w)", code, line) for line in lines]
 
 
+def without_factories(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """The default of a field with a factory, as something that can be read as Python."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", without_factories)
     app.connect("builder-inited", write_experiments)
+    app.connect("source-read", list_files)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
