@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -118,6 +119,9 @@ class RunConfig:
             training set ("train") or of its first sample alone ("first sample").
         rates: which form of `rate` is used.
         device: kind of device that it is trained on; another kind rounds in another way.
+
+    Raises:
+        ValueError: a rate is to change in a way that no schedule follows.
     """
 
     network: Network
@@ -138,6 +142,25 @@ class RunConfig:
     reference: Literal["train", "first sample"] = "train"
     rates: Rates = "relative"
     device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _ in self.raises]
+        if not all(a < b for a, b in itertools.pairwise([0, *steps])):
+            raise ValueError(f"raises: expected steps >= 1, each after the one before, got {steps}")
+        if self.raises and self.catapults is not None:
+            raise ValueError("raises: expected none in a run that is raised for catapults")
+        if self.reference != "train" and (self.raises or self.catapults is not None):
+            raise ValueError(f"reference: expected train for a rate that is raised, got {self.reference}")
+
+    @property
+    def rates_by_step(self) -> dict[int, Rate]:
+        """The rate at first and after each of `raises`, by the step of whose update on it holds."""
+        return {0: self.rate, **dict(self.raises)}
+
+    @property
+    def printed(self) -> bool:
+        """Whether the paper prints every rate of it."""
+        return self.catapults is None and all(r.paper is not None for r in self.rates_by_step.values())
 
     @property
     def algorithm(self) -> str:

@@ -158,11 +158,8 @@ def requests_of(
 ) -> list[registry.Request]:
     """What the options ask for: each experiment once, or once for each variant of a sweep."""
     images = images_of(data, data_root) if any(e.uses_images for e in experiments) else "digits"
-    for experiment in experiments:
-        if rates is RatesName.paper and experiment.presets[preset.value].config.rate.paper is None:
-            fail(f"--rates paper: the paper prints no rate for {experiment.name}; use --rates relative")
     try:
-        return [
+        requests = [
             experiment.request(
                 preset.value,
                 rates=rates.value,
@@ -176,3 +173,8 @@ def requests_of(
         ]
     except ValueError as error:
         fail(str(error))
+    for request in requests if rates is RatesName.paper else ():
+        groups = request.groups().values()
+        if not all(c.printed for group in groups for members in group.values() for c, _ in members):
+            fail(f"--rates paper: the paper does not print all rates of {request.name}; use --rates relative")
+    return requests

@@ -125,7 +125,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in arguments
     if origin is tuple:
-        return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
+        variable = arguments[-1] is ...  # other tuples hold what cannot be written here, such as a Rate
+        return variable and isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
     if hint is type(None):
         return value is None
     if hint is float:
@@ -146,9 +147,11 @@ def _typed(value: Any, hint: Any) -> Any:
 def _type_in_words(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type_in_words(argument) for argument in arguments)
+        return " or ".join(dict.fromkeys(_type_in_words(argument) for argument in arguments))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
+        if get_origin(arguments[0]) is tuple:
+            return "[]"
         return f"a list such as [1,2] of {_type_in_words(arguments[0])}"
     return {int: "an integer", float: "a number", str: "a word", bool: "true or false"}.get(hint, "null")

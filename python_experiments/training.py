@@ -74,15 +74,16 @@ def build(config: RunConfig, shape: tuple[int, ...], outputs: int, seed: int) ->
 
 
 def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Schedule:
-    """The learning rates of a run; `x` holds the training inputs."""
-    rates = {0: config.rate, **dict(config.raises)}
+    """The learning rates of a run; `x` holds the training inputs.
+
+    Raises:
+        ValueError: the paper's rates are asked for, and it does not print all of them.
+    """
+    rates = config.rates_by_step
     if config.rates == "paper":
-        printed = {step: rate.paper for step, rate in rates.items() if rate.paper is not None}
-        if len(printed) < len(rates) or config.catapults is not None:
-            raise ValueError(
-                "--rates paper: the paper does not print the rates of this experiment; use --rates relative"
-            )
-        return cx.Stepwise(printed)
+        if not config.printed:
+            raise ValueError("rates: expected relative, since the paper does not print all rates of this run")
+        return cx.Stepwise({step: rate.paper for step, rate in rates.items() if rate.paper is not None})
     if config.catapults is not None:
         plan = config.catapults
         return cx.CatapultSchedule(
@@ -191,7 +192,7 @@ def train(
                 every=1 if config.full_loss else None,
             ),
             recorders=recorders(config, data, seed),
-            probe=data.train if config.probe else None,
+            probe=data.train if config.probe and config.batch_size is not None else None,
             seed=seed,
             run=where,
             validate_every=config.validate_every or None,

@@ -38,6 +38,10 @@ def test_lists_and_words_are_values_too():
     assert (one[0][1], other[0][1]) == ((7, 9), (1, 2))
     assert sweep.apply(CONFIG, sweep.variants(CONFIG, ["kind=cnn"])[0]).network.kind == "cnn"
     assert sweep.apply(CONFIG, sweep.variants(CONFIG, ["full_loss=true"])[0]).full_loss is True
+    rises = registry.get("fig4-fcn").presets["smoke"].config
+    assert sweep.apply(rises, sweep.variants(rises, ["raises=[]"])[0]) == dataclasses.replace(
+        rises, raises=()
+    )
     assert sweep.in_words((*one, ("kind", "cnn"), ("batch_size", None))) == (
         "task.classes=[7,9], kind=cnn, batch_size=null"
     )
