@@ -230,16 +230,23 @@ def spikes(run: Run) -> list[cx.Spike]:
 
 
 def catapults_per_rate(run: Run) -> float:
-    """Smallest number of catapults that peak under one of the rates of a run with `raises`."""
-    starts = [0, *(step for step, _ in run.config.raises), run.steps + 1]
+    """Smallest number of catapults that peak under one of the rates of a run with `raises`.
+
+    The loss of the step at which a rate begins is still the work of the rate before.
+    """
+    starts = [*run.config.rates_by_step, run.steps]
     peaks = np.array([spike.peak for spike in spikes(run) if spike.is_catapult])
-    counts = [((first <= peaks) & (peaks < end)).sum() for first, end in itertools.pairwise(starts)]
+    counts = [((first < peaks) & (peaks <= end)).sum() for first, end in itertools.pairwise(starts)]
     return float(min(counts))
 
 
 def norm_drop(run: Run) -> float:
-    """Norm of K before a spike over that at its end, smallest over the spikes; NaN without a spike."""
-    return min((1 / spike.norm.measured for spike in spikes(run)), default=math.nan)
+    """Norm of K before a spike over that at its end, smallest over the spikes; NaN without a spike.
+
+    Infinite where the norm ends as zero, all units being dead.
+    """
+    largest = max((spike.norm.measured for spike in spikes(run)), default=math.nan)
+    return 1 / largest if largest != 0 else math.inf
 
 
 def located(run: Run) -> float:
