@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from python_experiments import style
 from python_experiments.claims import Group, Run, peak_step, set_loss, spike_end, spikes
@@ -26,22 +28,29 @@ def series(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
     return table["step"].to_numpy(), table[column].to_numpy()
 
 
+def loss_lines(ax: Axes, run: Run) -> list[Line2D]:
+    """The parts L_<=s and L_>s of the training set's loss."""
+    lines = []
+    for column, colour, dash, relation in (
+        ("top_loss", style.TOP, "--", r"\leq"),
+        ("rest_loss", style.REST, ":", ">"),
+    ):
+        name = rf"$\mathcal{{L}}_{{{relation} {run.config.eigenpairs}}}$"
+        lines += ax.plot(*series(run, column), color=colour, linestyle=dash, label=name)
+    return lines
+
+
 def loss_panel(ax: Axes, run: Run, *, title: str, parts: bool = True) -> None:
-    """Training loss on a log scale with its largest value marked, and the parts L_<=s and L_>s."""
-    s = run.config.eigenpairs
+    """Training loss on a log scale with its spikes marked, the largest one in words; and its parts."""
     style.label(ax, title=title, y="training loss", log=True)
     steps, loss = series(run, "loss")
     lines = ax.plot(steps, loss, color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
     if parts:
-        for column, colour, dash, relation in (
-            ("top_loss", style.TOP, "--", r"\leq"),
-            ("rest_loss", style.REST, ":", ">"),
-        ):
-            name = rf"$\mathcal{{L}}_{{{relation} {s}}}$"
-            lines += ax.plot(*series(run, column), color=colour, linestyle=dash, label=name)
-    top_of = [spike.peak for spike in spikes(run)]
+        lines += loss_lines(ax, run)
     peak = peak_step(run)
-    marked = [at for at in top_of if at != peak]
+    marked = np.isin(steps, [spike.peak for spike in spikes(run)])
+    if peak is not None:
+        marked[peak] = False
     ax.plot(steps[marked], loss[marked], "v", markersize=6, color=style.TOP, zorder=4)
     if peak is not None:
         diverges = run.summary["result"] == "diverged"
@@ -217,13 +226,32 @@ def batches(groups: Groups, *, is_spike: Flags, drawn: Flags) -> Figure:
     return figure
 
 
+def summaries(ax: Axes, groups: Groups, key: str) -> list[Line2D]:
+    """An entry of the runs' summaries over the conditions of "main", a line for each group.
+
+    Points are means over the seeds, bars reach from the smallest to the largest.
+    """
+    names = list(groups["main"])
+    looks = iter((("x", style.GREY), ("+", style.PURPLE), ("^", style.GREEN)))
+    lines = []
+    for group, conditions in groups.items():
+        marker, colour = ("o", style.BLUE) if group == "main" else next(looks)
+        shown = [name for name in names if name in conditions]
+        values = [[float(run.summary[key]) for run in conditions[name]] for name in shown]
+        means = [float(np.mean(v)) for v in values]
+        spread = np.array([[m - min(v), max(v) - m] for m, v in zip(means, values, strict=True)]).T
+        at = [names.index(name) for name in shown]
+        ax.errorbar(at, means, yerr=np.abs(spread), color=colour, capsize=3, fmt="none")
+        name = "ours" if group == "main" else f"control: {group}"
+        lines += ax.plot(at, means, marker=marker, color=colour, label=name, zorder=3)
+    return lines
+
+
 @style.styled
 def table(
     groups: Groups, paper: Mapping[str, Mapping[str, float]], columns: Sequence[tuple[str, str]]
 ) -> Figure:
     """Table 1 / Fig. 9a: one panel for each quantity over the batch sizes, ours beside the paper's.
-
-    Points are means over the seeds, bars reach from the smallest to the largest.
 
     Args:
         groups: the stored runs by group.
@@ -232,20 +260,8 @@ def table(
     """
     figure, axes = style.panels(1, len(columns), size=(4.1 * len(columns), 3.9))
     names = list(groups["main"])
-    looks = iter((("x", style.GREY), ("+", style.PURPLE), ("^", style.GREEN)))
-    marks = {name: ("o", style.BLUE) if name == "main" else next(looks) for name in groups}
     for ax, (key, title) in zip(axes[0], columns, strict=True):
-        lines = []
-        for group, conditions in groups.items():
-            marker, colour = marks[group]
-            shown = [name for name in names if name in conditions]
-            values = [[float(run.summary[key]) for run in conditions[name]] for name in shown]
-            means = [float(np.mean(v)) for v in values]
-            spread = np.array([[m - min(v), max(v) - m] for m, v in zip(means, values, strict=True)]).T
-            at = [names.index(name) for name in shown]
-            ax.errorbar(at, means, yerr=np.abs(spread), color=colour, capsize=3, fmt="none")
-            name = "ours" if group == "main" else f"control: {group}"
-            lines += ax.plot(at, means, marker=marker, color=colour, label=name, zorder=3)
+        lines = summaries(ax, groups, key)
         known = [(names.index(name), paper[name][key]) for name in names if key in paper.get(name, {})]
         if known:
             lines += ax.plot(
@@ -265,23 +281,16 @@ def batch_spikes(groups: Groups) -> Figure:
     figure, axes = style.panels(2, len(shown), size=(4.9 * len(shown), 6.2), sharex="col")
     for column, (name, run) in enumerate(shown.items()):
         upper, lower = axes[:, column]
-        title = "SGD, batch 32" if name == "main" else f"control: {name}"
+        title = run.config.algorithm if name == "main" else f"control: {name}"
         style.label(upper, title=f"{title} (seed {run.seed})", y="training loss", log=True)
-        s = run.config.eigenpairs
-        loss = set_loss(run)
-        lines = upper.plot(loss, color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
-        for part, colour, dash, relation in (
-            ("top_loss", style.TOP, "--", r"\leq"),
-            ("rest_loss", style.REST, ":", ">"),
-        ):
-            words = rf"$\mathcal{{L}}_{{{relation} {s}}}$"
-            lines += upper.plot(*series(run, part), color=colour, linestyle=dash, linewidth=1.2, label=words)
+        steps, _ = series(run, "rest_loss")
+        lines = upper.plot(steps, set_loss(run), color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
+        lines += loss_lines(upper, run)
         style.legend_above(upper, lines)
         style.plain_ticks(upper)
 
         style.label(lower, x="step", y="critical rate of the batch", log=True)
-        rate, critical = run.recorded("lr", "batch_critical_lr")
-        steps = np.arange(len(rate))
+        steps, rate, critical = run.recorded("step", "lr", "batch_critical_lr")
         above = rate > critical
         lines = lower.plot(
             steps[~above], critical[~above], ".", color=style.SKY, markersize=4, label="above the rate"
@@ -305,23 +314,14 @@ def catapult_counts(groups: Groups, quantities: Sequence[tuple[str, str]]) -> Fi
     """
     figure, axes = style.panels(1, len(quantities) + 1, size=(4.1 * (len(quantities) + 1), 3.9))
     names = list(groups["main"])
-    for ax, (key, title) in zip(axes[0], quantities, strict=False):
-        for (group, conditions), (marker, colour) in zip(
-            groups.items(), (("o", style.BLUE), ("x", style.GREY)), strict=False
-        ):
-            values = [
-                [float(run.summary[key]) for run in conditions[name]] for name in names if name in conditions
-            ]
-            means = np.array([np.mean(v) for v in values])
-            spread = np.array([[m - min(v), max(v) - m] for m, v in zip(means, values, strict=True)]).T
-            ax.errorbar(range(len(means)), means, yerr=np.abs(spread), color=colour, capsize=3, fmt="none")
-            label = "ours" if group == "main" else f"control: {group}"
-            ax.plot(means, marker=marker, color=colour, label=label)
+    for ax, (key, title) in zip(axes[0, :-1], quantities, strict=True):
+        summaries(ax, groups, key)
         ax.set_xticks(range(len(names)), [name.split()[0] for name in names])
         style.label(ax, title=title, x="catapults")
         ax.legend()
     last = axes[0, -1]
-    for name, colour in zip(names, (style.GREY, style.SKY, style.BLUE, style.TOP), strict=False):
+    colours = itertools.cycle((style.GREY, style.SKY, style.BLUE, style.TOP))
+    for name, colour in zip(names, colours, strict=False):
         last.plot(
             *series(groups["main"][name][0], "validation_loss"), color=colour, label=name, linewidth=1.3
         )
