@@ -1,0 +1,203 @@
+"""Gradients with respect to the inputs of layers, from the sensitivities that a sweep has left: B W.
+
+A layer is a weight in matrix products or convolutions, Out = A M^T. The gradient of output ij with respect to row t
+of A, through this layer alone, is B_ijt M, so that nothing but B and M is needed: no features, no further backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.errors import UnsupportedModule
+from catapult_ext.graph import nodes
+from catapult_ext.graph.plan import Route, Use
+from catapult_ext.observe.sweep import Sweep
+from catapult_ext.rules.site_data import SiteData
+
+__all__ = ["LayerGradients", "layer_gradients"]
+
+# (node class, argument) at which a parameter is the weight of a layer.
+_CONVOLUTION = "ConvolutionBackward0"
+_LAYERS = {("AddmmBackward0", 2), ("MmBackward0", 1), (_CONVOLUTION, 1)}
+
+# Operations that take a parameter entry by entry, or row by row as a table: no sum over its entries is formed.
+_ELEMENTWISE = {
+    "AddBackward0",
+    "SubBackward0",
+    "MulBackward0",
+    "EmbeddingBackward0",
+    "NativeLayerNormBackward0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGradients:
+    """G = B W of one layer, kept as its two factors.
+
+    Attributes:
+        weight: M [w, d], the layer's matrix; for a convolution d is the size of a patch.
+        sensitivities: B [n, c, T, w] with the positions of all uses side by side.
+        as_matrix: brings a tensor of the parameter's shape into the shape of M.
+    """
+
+    weight: Tensor
+    sensitivities: Tensor
+    as_matrix: Callable[[Tensor], Tensor]
+
+    @property
+    def rows(self) -> int:
+        """Rows of G, n c T."""
+        return self.sensitivities.shape[:3].numel()
+
+    @property
+    def positions(self) -> int:
+        """T, rows per sample and output."""
+        return self.sensitivities.shape[2]
+
+    def centered(self, mean: Tensor) -> LayerGradients:
+        """The same with a mean over samples [c, T, w] subtracted from B."""
+        return replace(self, sensitivities=self.sensitivities - mean)
+
+    def gradients(self) -> Tensor:
+        """G [n c T, d]."""
+        return self.sensitivities.flatten(0, 2) @ self.weight
+
+    def add_outer_product(self, out: Tensor, scale: float) -> None:
+        """Out [d, d] += scale G^T G in out's dtype, through whichever of B W and B^T B costs less."""
+        w, d = self.weight.shape
+        b, weight = self.sensitivities.flatten(0, 2).to(out.dtype), self.weight.to(out.dtype)
+        if self.rows * d * (w + d / 2) <= self.rows * w * w / 2 + w * d * (w + d):
+            ops.agop_reduce(b @ weight, scale, out=out)
+            return
+        inner = ops.agop_reduce(b, scale)  # B^T B [w, w]
+        product = weight.t() @ (inner @ weight)
+        out.add_(product + product.t(), alpha=0.5)  # rounding makes the two triangles differ
+
+
+def layer_gradients(sweep: Sweep, names: Iterable[str] | None) -> dict[str, LayerGradients]:
+    """Factors of the gradient with respect to the input of every layer that the outputs depend on.
+
+    Args:
+        sweep: the pass.
+        names: parameters that must be layers; None for every parameter of the sweep that is one.
+
+    Raises:
+        UnsupportedModule: a parameter is, or may be, a layer that is not covered.
+    """
+    wanted = None if names is None else set(names)
+    found = {}
+    for i, name in enumerate(sweep.state.names):
+        if wanted is not None and name not in wanted:
+            continue
+        problem = _problem(sweep, i)
+        if problem is None:
+            found[name] = _factors(sweep, i, name)
+        elif wanted is not None or not _may_be_left_out(sweep, i):
+            raise UnsupportedModule(
+                f"model: there is no AGOP of {name}: {problem}; leave it out with params=[...]"
+            )
+    return found
+
+
+def _is_layer(sweep: Sweep, use: Use) -> bool:
+    """Whether a use is the weight of a matrix product or of a convolution that is not transposed."""
+    node = _node(sweep, use)
+    if (nodes.type_name(node), use.argument) not in _LAYERS:
+        return False
+    return not (_is_convolution(node) and node._saved_transposed)
+
+
+def _problem(sweep: Sweep, i: int) -> str | None:
+    """Why parameter i is not a layer with an AGOP of its own, or None."""
+    plan = sweep.plan
+    route, uses = plan.routes[i], plan.uses[i]
+    if route == Route.UNUSED:
+        return "the output does not depend on it"
+    if route == Route.ROWS:
+        return f"{plan.reasons[i]}, so that its sensitivities are not known sample by sample"
+    other = [use for use in uses if not _is_layer(sweep, use)]
+    if other:
+        kinds = sorted({nodes.type_name(_node(sweep, use)) for use in other})
+        also = "also " if len(other) < len(uses) else ""
+        return f"it is {also}used as no weight of a matrix product or a convolution ({', '.join(kinds)})"
+    if len({use.transposed for use in uses}) > 1:
+        return "it is used transposed as well, and the inputs of the two live in different spaces"
+    if len({_groups(sweep, use) for use in uses}) > 1:
+        return "its uses have different groups, and so patches of different sizes"
+    return None
+
+
+def _may_be_left_out(sweep: Sweep, i: int) -> bool:
+    """Biases, gains, lookups and the like, which have no W^T W to compare with."""
+    parameter, plan = sweep.state.parameters[i], sweep.plan
+    if plan.routes[i] == Route.UNUSED:
+        return True
+    is_vector = parameter.numel() == max(parameter.shape, default=1)
+    if plan.routes[i] == Route.ROWS:
+        return is_vector
+    if any(_is_layer(sweep, use) for use in plan.uses[i]):
+        return False
+    return is_vector or all(nodes.type_name(_node(sweep, use)) in _ELEMENTWISE for use in plan.uses[i])
+
+
+def _node(sweep: Sweep, use: Use) -> Any:
+    return sweep.graph_nodes[sweep.plan.sites[use.site].node]
+
+
+def _is_convolution(node: Any) -> bool:
+    return nodes.type_name(node) == _CONVOLUTION
+
+
+def _groups(sweep: Sweep, use: Use) -> int:
+    node = _node(sweep, use)
+    return nodes.conv_geometry(node)[3] if _is_convolution(node) else 1
+
+
+def _factors(sweep: Sweep, i: int, name: str) -> LayerGradients:
+    parameter, uses = sweep.state.parameters[i].detach(), sweep.plan.uses[i]
+    as_matrix: Callable[[Tensor], Tensor]
+    if _is_convolution(_node(sweep, uses[0])):
+        as_matrix = partial(_filters_as_matrix, groups=_groups(sweep, uses[0]))
+    else:
+        as_matrix = Tensor.detach if uses[0].transposed else Tensor.t
+    weight = as_matrix(parameter)  # [w, d]
+    n, c, w = sweep.output.shape[0], sweep.outputs, weight.shape[0]
+    parts = []
+    for use, factor in zip(uses, sweep.factors[i], strict=True):
+        data = sweep.sites.get(use.site)
+        if data is not None:  # else no output depends on this use
+            part = _by_position(data)  # [n, c, T, w]
+            if part is None or part.shape[:2] != (n, c) or part.shape[3] != w:
+                raise UnsupportedModule(
+                    f"model: there is no AGOP of {name}: its sensitivities are not laid out as samples, channels and "
+                    "positions; leave it out with params=[...]"
+                )
+            parts.append(part * factor if factor != 1.0 else part)
+    if not parts:
+        parts.append(weight.new_zeros((n, c, 1, w)))
+    return LayerGradients(weight, parts[0] if len(parts) == 1 else torch.cat(parts, 2), as_matrix)
+
+
+def _filters_as_matrix(filters: Tensor, groups: int) -> Tensor:
+    """Filters [O, C / groups, ...] as the matrix [O, C ...] on whole patches, zero between groups."""
+    if groups == 1:
+        return filters.flatten(1)
+    return torch.block_diag(*filters.flatten(1).chunk(groups))
+
+
+def _by_position(data: SiteData) -> Tensor | None:
+    """B as [n, c, T, w]: the positions of a convolution are those of its output."""
+    row_map = data.site.row_map
+    if row_map is None or row_map.lead != 1:
+        return None
+    b = data.sensitivities_by_sample()
+    if _is_convolution(data.node):
+        b = b.movedim(3, -1).flatten(2, -2)  # [n, c, T, O, ...] to [n, c, T ..., O]
+    return b
