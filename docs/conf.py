@@ -92,18 +92,24 @@ def write_experiments(app: Sphinx) -> None:
 
 
 def list_files(app: Sphinx, page: str, source: list[str]) -> None:
-    """`.. files:: PACKAGE` becomes a table of its files and the first lines of their docstrings."""
+    """`.. files:: PACKAGE` becomes a table of its files, `.. modules:: PACKAGE` all that their docstrings say."""
 
-    def table(found: re.Match[str]) -> str:
-        files = sorted((DOCS.parent / found[1].replace(".", "/")).glob("*.py"))
-        names = [f"   {found[1]}.{file.stem}" for file in files if not file.stem.startswith("__")]
-        return "\n".join([".. currentmodule:: None", ".. autosummary::", "", *names])
+    def listed(found: re.Match[str]) -> str:
+        kind, package = found.groups()
+        files = sorted((DOCS.parent / package.replace(".", "/")).glob("*.py"))
+        names = [f"{package}.{file.stem}" for file in files if not file.stem.startswith("__")]
+        if kind == "files":
+            return "\n".join([".. currentmodule:: None", ".. autosummary::", "", *(f"   {n}" for n in names)])
+        return "\n".join(f".. rubric:: {n.rpartition('.')[2]}\n\n.. automodule:: {n}\n" for n in names)
 
-    source[0] = re.sub(r"^\.\. files:: (\S+)$", table, source[0], flags=re.MULTILINE)
+    source[0] = re.sub(r"^\.\. (files|modules):: (\S+)$", listed, source[0], flags=re.MULTILINE)
 
 
 def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are no markup: `expressions` become code, `names` links, and everything else is literal."""
+    """Docstrings are no markup: `expressions` become code, `names` links, and everything else is literal.
+
+    What is returned begins with a colon, or napoleon would take the text before its first colon for a type.
+    """
 
     def code(found: re.Match[str]) -> str:
         if found["code"] is None:
@@ -111,7 +117,8 @@ def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
         is_name = re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", found["code"])
         return f"`{found['code']}`" if is_name else f"``{found['code']}``"
 
-    lines[:] = [re.sub(r"`(?P<code>[^`]+)`|[|*]|(?<=\w)_(?!\w)", code, line) for line in lines]
+    text = re.sub(r"`(?P<code>[^`]+)`|[|*]|(?<=\w)_(?!\w)", code, "\n".join(lines))
+    lines[:] = re.sub(r"^(\s*Returns:\n\s*)", r"\1: ", text, flags=re.MULTILINE).split("\n")
 
 
 def without_factories(
