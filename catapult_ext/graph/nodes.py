@@ -17,14 +17,22 @@ __all__ = [
     "NO_SECOND_DERIVATIVE",
     "backward",
     "conv_geometry",
-    "conv_unsupported",
+    "conv_input",
+    "elementwise_derivative",
+    "elementwise_scale",
+    "embedding_scales_by_frequency",
+    "embedding_tokens",
     "is_data_dependent",
     "is_leaf",
     "is_scalar_product",
     "is_transpose",
+    "is_transposed_convolution",
     "linear_features",
     "linear_scale",
+    "norm_saved",
+    "norm_uses_batch",
     "output_count",
+    "repeats",
     "scalar_factor",
     "type_name",
 ]
@@ -166,20 +174,69 @@ def linear_scale(node: Node, role: str) -> float:
     return float(node._saved_alpha if role == "weight" else node._saved_beta)
 
 
-def conv_unsupported(node: Node) -> str | None:
-    """Why a convolution is outside the Conv2d rule, or None."""
-    if node._saved_transposed:
-        return "transposed convolution"
-    if len(node._saved_stride) != 2:
-        return f"{len(node._saved_stride)}-dimensional convolution"
-    return None
+def is_transposed_convolution(node: Node) -> bool:
+    """True for a transposed convolution, whose weight is [C, O / groups, ...]."""
+    return bool(node._saved_transposed)
 
 
 def conv_geometry(node: Node) -> tuple[Sequence[int], Sequence[int], Sequence[int], int]:
-    """(stride, padding, dilation, groups) of a convolution."""
+    """(stride, padding, dilation, groups) of a convolution, one number for each dimension of its maps."""
     return node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_groups
 
 
 def conv_input(node: Node) -> Tensor:
-    """Input [n, C, H, W] of a convolution; raises where it was changed in place after use."""
+    """Input [n, C, ...] of a convolution; raises where it was changed in place after use."""
     return node._saved_input
+
+
+def norm_uses_batch(node: Node) -> bool:
+    """True for a normalisation by the statistics of the batch."""
+    return bool(getattr(node, "_saved_training", False))
+
+
+def norm_saved(node: Node) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, mean and 1 / deviation of a normalisation, such that (input - mean) * inverse is normalised.
+
+    LayerNorm [..., *normalized]; GroupNorm as [n, groups, rest]; BatchNorm in eval mode [n, C, ...].
+    """
+    name = type_name(node)
+    if name == "NativeBatchNormBackward0":
+        shape = (-1,) + (1,) * (node._saved_input.dim() - 2)
+        inverse = (node._saved_running_var + node._saved_eps).rsqrt()
+        return node._saved_input, node._saved_running_mean.view(shape), inverse.view(shape)
+    if name == "NativeGroupNormBackward0":
+        grouped = node._saved_input.reshape(node._saved_N, node._saved_group, -1)
+        return grouped, node._saved_result1.unsqueeze(2), node._saved_result2.unsqueeze(2)
+    return node._saved_input, node._saved_result1, node._saved_result2
+
+
+def elementwise_scale(node: Node, argument: int) -> float:
+    """Number by which a sum or difference multiplies an argument, 1 for other nodes."""
+    if argument == 0 or type_name(node) not in ("AddBackward0", "SubBackward0"):
+        return 1.0
+    return -float(node._saved_alpha) if type_name(node) == "SubBackward0" else float(node._saved_alpha)
+
+
+def elementwise_derivative(node: Node, argument: int) -> Tensor:
+    """Derivative of a product or quotient by an argument, of a shape that goes with the node's."""
+    this, other = node._saved_self, node._saved_other
+    if type_name(node) == "MulBackward0":
+        return other if argument == 0 else this
+    return 1.0 / other if argument == 0 else -this / other.square()
+
+
+def repeats(node: Node) -> tuple[int, ...] | None:
+    """How often each dimension of a `Tensor.repeat` was repeated, None for other nodes."""
+    return tuple(node._saved_repeats) if type_name(node) == "RepeatBackward0" else None
+
+
+def embedding_tokens(node: Node) -> Tensor:
+    """Tokens [...] of an embedding, those of the padding replaced by -1."""
+    tokens: Tensor = node._saved_indices
+    padding = _signed(node._saved_padding_idx)
+    return tokens if padding < 0 else tokens.masked_fill(tokens == padding, -1)
+
+
+def embedding_scales_by_frequency(node: Node) -> bool:
+    """True where the embedding divides its gradient by how often a token came."""
+    return bool(node._saved_scale_grad_by_freq)

@@ -57,7 +57,7 @@ class Layout:
     Attributes:
         live: sites whose sensitivities a parameter off the fallback needs.
         nodes: their positions in the walk.
-        with_features: for each live site, whether its input is needed as well.
+        with_features: for each live site, the argument whose gradient needs its features, or None.
         calls_nodes: some site calls its node, so that the graph must outlive the backward.
         gram: for each site with parameters on the Gram route, {role: parameter}.
         tiles: parameters on the tile route.
@@ -67,7 +67,7 @@ class Layout:
 
     live: tuple[int, ...]
     nodes: tuple[int, ...]
-    with_features: tuple[bool, ...]
+    with_features: tuple[int | None, ...]
     calls_nodes: bool
     gram: dict[int, dict[str, int]]
     tiles: tuple[int, ...]
@@ -113,7 +113,7 @@ class Plan:
         ruled = tuple(sorted(on[Route.GRAM] + on[Route.TILES]))
         uses = [use for i in ruled for use in self.uses[i]]
         live = tuple(sorted({use.site for use in uses}))
-        fed = {use.site for use in uses if use.role == "weight"}
+        fed = {use.site: use.argument for use in uses if use.role == "weight"}
         gram: dict[int, dict[str, int]] = {}
         for i in on[Route.GRAM]:
             use = self.uses[i][0]
@@ -121,8 +121,8 @@ class Plan:
         return Layout(
             live=live,
             nodes=tuple(self.sites[site].node for site in live),
-            with_features=tuple(site in fed for site in live),
-            calls_nodes=any(not self.sites[site].rule.SHORTCUT for site in live),
+            with_features=tuple(fed.get(site) for site in live),
+            calls_nodes=any(self.sites[site].rule.CALLS_NODE for site in live),
             gram=gram,
             tiles=on[Route.TILES],
             rows=on[Route.ROWS],
@@ -155,6 +155,7 @@ class _Builder:
         )
         self.index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.site_of: dict[tuple[int, str], int] = {}
+        self.argument_of: dict[tuple[int, str], int] = {}
 
     def build(self) -> Plan:
         for position, node in enumerate(self.walk.nodes):
@@ -177,6 +178,10 @@ class _Builder:
         self.plan.uses[parameter] = uses
         if problem is not None:
             self.plan.demote(parameter, problem)
+            return
+        if any(self.argument_of.setdefault((u.site, u.role), u.argument) != u.argument for u in uses):
+            # A site keeps the features of one argument, and one Gram term for each role.
+            self.plan.demote(parameter, "two arguments of one operation are parameters")
             return
         rules = [self.plan.sites[use.site].rule for use in uses]
         single = len(uses) == 1 and rules[0].SHORTCUT

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.graph.plan import Route
+from catapult_ext.graph.plan import Route, Use
 from catapult_ext.observe.sweep import Sweep
 
 __all__ = ["Assembler", "MemoryPlan", "Term"]
@@ -89,13 +89,18 @@ class Assembler:
             roles = all_roles if only is None else {r: i for r, i in all_roles.items() if i in only}
             if data is None or not roles:
                 continue
-            scales = {role: self.sweep.factors[i][0] for role, i in roles.items()}
-            for covered, a, b, scale, beta in data.site.rule.terms(data, scales):
+            uses = {role: self._single(i) for role, i in roles.items()}
+            for covered, a, b, scale, beta in data.site.rule.terms(data, uses):
                 a = b.new_empty((b.shape[0], 0)) if a is None else a
                 if self.dtype != b.dtype:
                     a, b = a.to(self.dtype), b.to(self.dtype)
                 found[tuple([roles[role] for role in covered])] = (a, b, scale, beta)
         return found
+
+    def _single(self, i: int) -> tuple[Use, float, Tensor]:
+        """The only use of a parameter on the Gram route, its factor and the parameter."""
+        sweep = self.sweep
+        return sweep.plan.uses[i][0], sweep.factors[i][0], sweep.state.parameters[i]
 
     # ---- memory
 

@@ -105,7 +105,7 @@ class LossGradient:
         for use, factor, data in entries:
             data.check_unchanged()
             features = data.features
-            if features is not None and features.untyped_storage().data_ptr() in storages:
+            if isinstance(features, Tensor) and features.untyped_storage().data_ptr() in storages:
                 return None  # a layer that is fed with a parameter itself
             factors = data.site.rule.rank_factors(data, use, self._residual, self._state.parameters[i])
             if factors is None:

@@ -253,7 +253,7 @@ def _report(state: ModelState, sweep: Sweep) -> list[LayerReport]:
             for use in plan.uses[i]:
                 data = sweep.sites.get(use.site)
                 if data is not None:
-                    kind, work = data.site.rule.work(data, use.role)
+                    kind, work = data.site.rule.work(data, use, parameter)
                     route = kind if plan.routes[i] == Route.GRAM else route
                     route = kind if kind == "node calls" else route
                     flops += work

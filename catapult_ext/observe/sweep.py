@@ -133,8 +133,8 @@ class Sweep:
         walked = graph.nodes
         # Saved tensors are read before the backward may free them.
         features = [
-            self._saved(site) if wanted else None
-            for site, wanted in zip(layout.live, layout.with_features, strict=True)
+            None if argument is None else self._saved(site, argument)
+            for site, argument in zip(layout.live, layout.with_features, strict=True)
         ]
         self.factors = {i: tuple([self._factor(use) for use in plan.uses[i]]) for i in layout.ruled}
         keep = keep_graph or layout.calls_nodes or bool(layout.rows)
@@ -163,10 +163,10 @@ class Sweep:
             return False
         return verify == "always" or plan.data_dependent or not plan.certified or (count & (count - 1)) == 0
 
-    def _saved(self, index: int) -> Tensor | None:
+    def _saved(self, index: int, argument: int) -> Tensor | tuple[Tensor, ...]:
         site = self.plan.sites[index]
-        saved: Tensor | None = site.rule.features(self.graph_nodes[site.node])
-        return None if saved is None else saved.detach()
+        saved: Tensor | tuple[Tensor, ...] = site.rule.features(self.graph_nodes[site.node], argument)
+        return saved.detach() if isinstance(saved, Tensor) else tuple([each.detach() for each in saved])
 
     def _unit_cotangents(self) -> Tensor:
         """[outputs, n, c]: row j asks for output j (or for the given weights of outputs) of every sample."""
@@ -242,20 +242,20 @@ class Sweep:
         was_certified, settled = plan.certified, True
         problems: dict[int, str] = {}
         data: dict[int, SiteData] = {}
-        for position, (index, fed) in enumerate(zip(layout.live, layout.with_features, strict=True)):
+        for position, (index, argument) in enumerate(zip(layout.live, layout.with_features, strict=True)):
             site, b1, b2 = plan.sites[index], first[position], second[position]
             if b1 is None or b2 is None:
                 settled = False
                 continue
             found = find_row_map(b1, b2, s, site.rule.LEAD)
+            if not isinstance(found, str) and hasattr(site.rule, "refuse_rows"):
+                found = site.rule.refuse_rows(self.graph_nodes[site.node], found.positions) or found
             if isinstance(found, str):
                 problems[index] = found
-            elif site.rule.NAME == "conv2d" and found.positions != 1:
-                problems[index] = "several maps per sample"
             else:
                 site.row_map = found
                 settled &= found.settled
-                saved = self._saved(index) if fed else None
+                saved = None if argument is None else self._saved(index, argument)
                 data[index] = SiteData(site, self.graph_nodes[site.node], saved, b1, 1)
         for i in layout.ruled:
             bad = [problems[use.site] for use in plan.uses[i] if use.site in problems]
@@ -279,6 +279,8 @@ class Sweep:
             for i, parameter, reference in zip(ruled, parameters, expected, strict=True):
                 if reference is None:
                     continue
+                if reference.is_sparse:  # of an embedding
+                    reference = reference.to_dense()
                 if not bool(torch.isfinite(reference).all()):
                     raise NonFinite(f"model: the gradient of {self.state.names[i]} is not finite")
                 total, size = torch.zeros_like(parameter), 0.0
@@ -306,7 +308,7 @@ class Sweep:
     def _factor(self, use: Any) -> float:
         """Scalar between a parameter and its site: the site's own scale times the products on the way."""
         site = self.plan.sites[use.site]
-        value: float = site.rule.scale(self.graph_nodes[site.node], use.role)
+        value: float = site.rule.scale(self.graph_nodes[site.node], use.role, use.argument)
         for node, argument in use.factors:
             value *= nodes.scalar_factor(self.graph_nodes[node], argument)
         return value

@@ -15,15 +15,15 @@ from torch import Tensor
 from catapult_ext.errors import NonFinite
 from catapult_ext.ops import cpu, cuda, reference
 from catapult_ext.ops._schema import RankUpdate
-from catapult_ext.ops.tiles import TILE_BYTES, conv2d_tile, conv2d_tiles, token_tile, token_tiles
+from catapult_ext.ops.tiles import TILE_BYTES, conv_tile, conv_tiles, token_tile, token_tiles
 
 __all__ = [
     "TILE_BYTES",
     "RankUpdate",
     "agop_inner",
     "agop_reduce",
-    "conv2d_tile",
-    "conv2d_tiles",
+    "conv_tile",
+    "conv_tiles",
     "cpu",
     "cuda",
     "jacobian_accumulate_",

@@ -170,7 +170,7 @@ def _jacobian_accumulate_conv2d_(
     _checks.jacobian_conv2d(
         kernel, grad, input, b, weight, kernel_size, stride, padding, dilation, groups, tile_bytes
     )
-    parts = tiles.conv2d_tiles(
+    parts = tiles.conv_tiles(
         input, b, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups,
         tile_bytes=tile_bytes,
     )  # fmt: skip

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
 
-__all__ = ["TILE_BYTES", "conv2d_tile", "conv2d_tiles", "token_tile", "token_tiles"]
+__all__ = ["TILE_BYTES", "conv_tile", "conv_tiles", "token_tile", "token_tiles"]
 
 # Small enough to stay in the last-level cache between its making and its use, large enough that the
 # calls do not count.
@@ -56,44 +57,47 @@ def token_tiles(
         yield rows, token_tile(a, b, rows, scale)
 
 
-def conv2d_tile(
+def conv_tile(
     input: Tensor,
     b: Tensor,
     rows: slice,
     scale: float = 1.0,
     *,
     kernel_size: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    stride: Sequence[int] | None = None,
+    padding: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """Per-sample gradients of the output channels `rows` of a 2d convolution.
+    """Per-sample gradients of the output channels `rows` of a convolution over maps of two or three dimensions.
 
     One grouped weight-gradient convolution in which every sample is a group of its own: on the CPU this runs
     near peak, where unfolding the input runs at a third of it.
 
     Args:
-        input: layer input [n, C, H, W].
-        b: d output_j / d (layer output) [n, c, O, Ho, Wo].
+        input: layer input [n, C, ...].
+        b: d output_j / d (layer output) [n, c, O, ...].
         rows: slice (with start and stop) of the O output channels.
         scale: factor of the tile.
-        kernel_size: (kh, kw) of the weight [O, C / groups, kh, kw].
-        stride: as in `torch.nn.functional.conv2d`.
+        kernel_size: taps of the weight [O, C / groups, *kernel_size] in each dimension.
+        stride: as in `torch.nn.functional.conv2d`, one number for each dimension; ones when None.
         padding: as there, zeros.
-        dilation: as there.
+        dilation: as there; ones when None.
         groups: as there.
 
     Returns:
-        [n c, rows, C / groups, kh, kw], contiguous. 2 n c rows (C / groups) kh kw Ho Wo FLOP.
+        [n c, rows, C / groups, *kernel_size], contiguous. 2 n c rows (C / groups) FLOP for each tap and position.
     """
+    ones = [1] * len(kernel_size)
+    stride, dilation = stride or ones, dilation or ones
+    padding = padding or [0] * len(kernel_size)
     n, c, channels_out = b.shape[:3]
     per_group = channels_out // groups
     first, last = rows.start // per_group, (rows.stop - 1) // per_group
     if first != last and (rows.start % per_group or rows.stop % per_group):
         cuts = [rows.start, *range((first + 1) * per_group, rows.stop, per_group), rows.stop]
         parts = [
-            conv2d_tile(
+            conv_tile(
                 input, b, slice(start, stop), scale, kernel_size=kernel_size, stride=stride, padding=padding,
                 dilation=dilation, groups=groups,
             )
@@ -111,7 +115,7 @@ def conv2d_tile(
     sensitivity = sensitivity.reshape(1, n * c * count, *b.shape[3:])
     weight = b.new_empty(1).expand(n * c * count, depth, *kernel_size)  # only its shape is read
     tile = torch.ops.aten.convolution_backward(
-        sensitivity, source, weight, None, stride, padding, dilation, False, [0, 0], n * used,
+        sensitivity, source, weight, None, stride, padding, dilation, False, [0] * len(stride), n * used,
         [False, True, False],
     )[1]  # fmt: skip
     if scale != 1.0:
@@ -120,22 +124,22 @@ def conv2d_tile(
     return tile.reshape(n * c, count, depth, *kernel_size)
 
 
-def conv2d_tiles(
+def conv_tiles(
     input: Tensor,
     b: Tensor,
     scale: float = 1.0,
     *,
     kernel_size: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    stride: Sequence[int] | None = None,
+    padding: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
     groups: int = 1,
     tile_bytes: int = TILE_BYTES,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows, `conv2d_tile`) over the weight; a tile takes at most `tile_bytes`, or is one channel."""
+    """Yield (rows, `conv_tile`) over the weight; a tile takes at most `tile_bytes`, or is one channel."""
     n, c, channels_out = b.shape[:3]
     per_group = channels_out // groups
-    row_bytes = n * c * (input.shape[1] // groups) * kernel_size[0] * kernel_size[1] * b.element_size()
+    row_bytes = n * c * (input.shape[1] // groups) * prod(kernel_size) * b.element_size()
     step = _rows_per_tile(row_bytes, tile_bytes)
     if step >= per_group:  # whole groups at a time
         step -= step % per_group
@@ -147,7 +151,7 @@ def conv2d_tiles(
         rows = slice(first, stop)
         yield (
             rows,
-            conv2d_tile(
+            conv_tile(
                 input, b, rows, scale, kernel_size=kernel_size, stride=stride, padding=padding,
                 dilation=dilation, groups=groups,
             ),

@@ -5,14 +5,18 @@ A rule is a module with
 - `NAME`: how `layer_report` calls it; `NODES`: {(node class, argument): role of a parameter there};
 - `SHORTCUT`: a single use with one row per sample may go through the Gram product;
 - `BATCHED_COTANGENTS`: its backward is fast and exact under `is_grads_batched`;
+- `CALLS_NODE`: it calls the node after the backward, so that the graph must outlive it;
 - `SWEEPS_GRADIENT`: the kernel's sweep forms the loss gradient of its weight on the way;
 - `LEAD`: how many leading dimensions of its sensitivities may be rows;
-- `refuse(node, ...)`: why it does not cover this node, or None;
-- `features(node)`: A, read from the node's saved tensors; `scale(node, use)`: factor of the use;
+- `refuse(node, ...)`: why it does not cover this node, or None; `refuse_rows(node, positions)`, where there is one:
+  why not with so many rows per sample;
+- `features(node, argument)`: A, read from the node's saved tensors; `scale(node, role, argument)`: factor of the use;
 - `terms(...)`: the parts that are products of Gram matrices; `sweep_weight(...)`: K += G G^T for a weight that
   is no such part; `tile(...)`: per-sample gradients of a slice; `rank_factors(...)`: the two factors
   of the gradient, where it is a product that a step may apply in place; `gradient(...)`, `work(...)`: see
   `rules/linear.py`.
+
+A rule whose per-sample gradients are small gives `jacobian(...)` instead: see `rules/per_sample.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +25,11 @@ from types import ModuleType
 from typing import Any
 
 from catapult_ext.graph.nodes import type_name
-from catapult_ext.rules import conv2d, linear, node_call
+from catapult_ext.rules import convolution, elementwise, embedding, linear, node_call, norm
 
 __all__ = ["RULES", "find_rule"]
 
-RULES: tuple[ModuleType, ...] = (linear, conv2d)
+RULES: tuple[ModuleType, ...] = (linear, convolution, norm, elementwise, embedding)
 
 _TABLE = {key: (rule, role) for rule in RULES for key, role in rule.NODES.items()}
 

@@ -20,6 +20,7 @@ from catapult_ext.rules.site_data import SiteData
 NAME = "linear"
 SHORTCUT = True
 BATCHED_COTANGENTS = True
+CALLS_NODE = False
 SWEEPS_GRADIENT = False
 LEAD = (1,)
 NODES = {
@@ -34,24 +35,26 @@ def refuse(node: Any, role: str, transposed: bool) -> str | None:
     return "transposed bias" if role == "bias" and transposed else None
 
 
-def features(node: Any) -> Tensor:
+def features(node: Any, argument: int) -> Tensor:
     """A [rows, in]."""
     return names.linear_features(node)
 
 
-def scale(node: Any, role: str) -> float:
+def scale(node: Any, role: str, argument: int) -> float:
     """Alpha or beta of the product."""
     return names.linear_scale(node, role)
 
 
 def terms(
-    data: SiteData, scales: dict[str, float]
+    data: SiteData, uses: dict[str, tuple[Use, float, Tensor]]
 ) -> Iterator[tuple[tuple[str, ...], Tensor | None, Tensor, float, float]]:
     """Parts that are scale (A A^T + beta) * (B B^T): (roles covered, A, B, scale, beta).
 
-    One row per sample: weight and bias in one term. Tokens: only the bias, with its sensitivities summed.
+    `uses` holds for each role the use, its factor and the parameter, which is used nowhere else. One row per
+    sample: weight and bias in one term. Tokens: only the bias, with its sensitivities summed.
     """
-    weight, bias = scales.get("weight"), scales.get("bias")
+    weight = uses["weight"][1] if "weight" in uses else None
+    bias = uses["bias"][1] if "bias" in uses else None
     if data.positions > 1:
         if bias is not None:
             yield ("bias",), None, data.sensitivities_by_sample().sum(2), bias**2, 1.0  # B [n, c, out]
@@ -80,7 +83,7 @@ def sweep_weight(
     tile_bytes: int,
 ) -> None:
     """K += G G^T for the weight over T > 1 positions; its gradient is cheaper as one product afterwards."""
-    assert data.features is not None
+    assert isinstance(data.features, Tensor)
     a, b = cast(data.by_sample(data.features)), cast(data.sensitivities_by_sample())
     ops.jacobian_accumulate_tokens_(kernel, a, b, scale=factor, tile_bytes=tile_bytes)
 
@@ -90,7 +93,7 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
     b = data.sensitivities_by_sample()  # [n, c, T, out]
     if use.role == "bias":
         return b.sum(2)[..., rows].flatten(0, 1) * factor
-    assert data.features is not None
+    assert isinstance(data.features, Tensor)
     a = data.by_sample(data.features)  # [n, T, in]
     if not use.transposed:  # the product took W itself: W [in, out]
         a = a[..., rows].unsqueeze(1).expand(-1, data.outputs, -1, -1).flatten(0, 1)  # [n c, T, rows]
@@ -116,7 +119,7 @@ def rank_factors(
     if use.role == "bias":
         return (None, b, w) if parameter.shape == b.shape[1:] else None
     a = data.features
-    assert a is not None
+    assert isinstance(a, Tensor)
     return (b, a, w) if use.transposed else (a, b, w)
 
 
@@ -124,20 +127,18 @@ def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter
     """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
     if use.role == "bias":
         return (data.weighted(weights).sum(0) * factor).sum_to_size(parameter.shape)
-    assert data.features is not None
+    assert isinstance(data.features, Tensor)
     a, d = data.features, data.weighted(weights)
     product = d.t() @ a if use.transposed else a.t() @ d
     return product * factor if factor != 1.0 else product
 
 
-def work(data: SiteData, role: str) -> tuple[str, float]:
-    """Route and multiply-adds of this site's part of the kernel."""
-    n, c = (
-        data.by_sample(data.sensitivities if data.outputs == 1 else data.sensitivities[0]).shape[0],
-        data.outputs,
-    )
-    width = data.sensitivities.shape[-1]
-    fan_in = 0 if data.features is None or role == "bias" else data.features.shape[-1]
-    if data.positions == 1 or role == "bias":
-        return "gram", n * n * (fan_in + c * c * width) / 2
-    return "tiles", n * c * fan_in * width * (data.positions + n * c / 2)
+def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+    """Route and multiply-adds of this use's part of the kernel."""
+    rows, width = data.rows, data.sensitivities.shape[-1]
+    if use.role == "bias":
+        return "gram", rows * rows * width / 2
+    fan_in = parameter.numel() // width
+    if data.positions == 1:
+        return "gram", (rows // data.outputs) ** 2 * fan_in / 2 + rows * rows * width / 2
+    return "tiles", rows * fan_in * width * (data.positions + rows / 2)

@@ -1,8 +1,8 @@
 """Any other node that takes a parameter directly, one sample at a time: exact, n c calls of that node alone.
 
 The node's own backward is linear in the incoming gradient, so its parameter gradient for B masked to the rows
-of sample i is the gradient of output ij. It covers normalisation layers, embeddings and bare parameters as
-long as rows can be told apart; `rules/linear.py` describes the methods.
+of sample i is the gradient of output ij. It covers whatever has no rule of its own as long as rows can be told
+apart: bilinear layers, PReLU, recurrent cells; `rules/linear.py` describes the methods.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from catapult_ext.rules.site_data import SiteData
 NAME = "node"
 SHORTCUT = False
 BATCHED_COTANGENTS = True
+CALLS_NODE = True
 SWEEPS_GRADIENT = False
 LEAD = (1, 2, 3)
 
@@ -34,12 +35,12 @@ def refuse(node: Any, scaled: bool, transposed: bool) -> str | None:
     return None
 
 
-def features(node: Any) -> None:
+def features(node: Any, argument: int) -> None:
     """The node keeps what it needs."""
     return None
 
 
-def scale(node: Any, role: str) -> float:
+def scale(node: Any, role: str, argument: int) -> float:
     """The node's backward includes every factor."""
     return 1.0
 
@@ -89,9 +90,6 @@ def rank_factors(data: SiteData, use: Use, weights: Tensor, parameter: Tensor) -
     return None
 
 
-def work(data: SiteData, role: str) -> tuple[str, float]:
-    """Route and multiply-adds; here calls of the node, each over all its elements."""
-    return "node calls", float(
-        data.sensitivities.numel()
-        * data.by_sample(data.sensitivities if data.outputs == 1 else data.sensitivities[0]).shape[0]
-    )
+def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+    """Route and multiply-adds of this use's part of the kernel: calls of the node, each over all its elements."""
+    return "node calls", float(data.rows * data.sensitivities.numel() + data.rows**2 * parameter.numel() / 2)

@@ -12,13 +12,20 @@ from catapult_ext.graph.plan import Site
 __all__ = ["SiteData"]
 
 
+def _version(features: Tensor | tuple[Tensor, ...] | None) -> int | None:
+    if features is None:
+        return None
+    return features._version if isinstance(features, Tensor) else features[0]._version
+
+
 class SiteData:
     """Features and sensitivities of one site.
 
     Attributes:
         site: structure and row map.
         node: the autograd node of this forward.
-        features: A as saved by the node, None where no parameter here needs it.
+        features: A as saved by the node (or the several tensors that a rule reads), None where no parameter here
+            needs it.
         sensitivities: B, the gradient of each output with respect to the node's output: the node's own shape
             for one output, [c, *shape] for several.
         outputs: c.
@@ -36,12 +43,17 @@ class SiteData:
     )
 
     def __init__(
-        self, site: Site, node: Any, features: Tensor | None, sensitivities: Tensor, outputs: int
+        self,
+        site: Site,
+        node: Any,
+        features: Tensor | tuple[Tensor, ...] | None,
+        sensitivities: Tensor,
+        outputs: int,
     ) -> None:
         self.site = site
         self.node = node
         self.features = features
-        self.version = None if features is None else features._version
+        self.version = _version(features)
         self.sensitivities = sensitivities
         self.outputs = outputs
         self._jacobian: dict[int, Tensor] = {}
@@ -53,9 +65,25 @@ class SiteData:
         assert self.site.row_map is not None
         return self.site.row_map.positions
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the node's output."""
+        return self.sensitivities.shape if self.outputs == 1 else self.sensitivities.shape[1:]
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of the node's output."""
+        return len(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """N = n c, rows of the kernel."""
+        assert self.site.row_map is not None
+        return self.site.row_map.n * self.outputs
+
     def check_unchanged(self) -> None:
         """Raise when the saved input was modified in place since the backward."""
-        if self.features is not None and self.features._version != self.version:
+        if _version(self.features) != self.version:
             raise ValueError(
                 "x or an activation was modified in place after the observation; its gradient can no longer be "
                 "formed: call gradients(), assign_grads_() or step_() first"
@@ -68,9 +96,13 @@ class SiteData:
 
     def sensitivities_by_sample(self) -> Tensor:
         """B as [n, c, T, ...]."""
+        return self.outputs_by_sample(self.sensitivities)
+
+    def outputs_by_sample(self, tensor: Tensor) -> Tensor:
+        """A tensor laid out as the sensitivities as [n, c, T, ...]."""
         if self.outputs == 1:
-            return self.by_sample(self.sensitivities).unsqueeze(1)
-        return torch.stack([self.by_sample(each) for each in self.sensitivities], dim=1)
+            return self.by_sample(tensor).unsqueeze(1)
+        return torch.stack([self.by_sample(each) for each in tensor], dim=1)
 
     def sensitivities_one_row(self) -> Tensor:
         """B of a site with one row per sample: [n, ...] for one output, else [n, c, ...], without a copy."""
@@ -85,7 +117,7 @@ class SiteData:
         """A of a site with one row per sample: [n, ...]."""
         row_map = self.site.row_map
         assert row_map is not None
-        assert self.features is not None
+        assert isinstance(self.features, Tensor)
         return self.features if row_map.order is None else self.by_sample(self.features).squeeze(1)
 
     def weighted(self, weights: Tensor) -> Tensor:
@@ -118,7 +150,7 @@ class SiteData:
         return tensor * rows.reshape(rows.shape + (1,) * (tensor.dim() - lead))
 
     def cached_jacobian(self, argument: int) -> Tensor | None:
-        """Per-sample gradients that `node_call` has computed for an argument."""
+        """Per-sample gradients that the rule has computed for an argument."""
         return self._jacobian.get(argument)
 
     def cache_jacobian(self, argument: int, jacobian: Tensor) -> None:

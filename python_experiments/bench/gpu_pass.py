@@ -138,7 +138,7 @@ def _convolution_case(n: int, channels: int, size: int) -> GpuCase:
 
     def plain(x: Tensor = input, y: Tensor = b) -> Tensor:
         total = torch.zeros(n, n, dtype=x.dtype, device="cuda")
-        for _, tile in ops.conv2d_tiles(x, y, kernel_size=(3, 3), padding=(1, 1)):
+        for _, tile in ops.conv_tiles(x, y, kernel_size=(3, 3), padding=(1, 1)):
             flat = tile.flatten(1)
             total.addmm_(flat, flat.T)
         return total

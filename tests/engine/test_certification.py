@@ -44,7 +44,7 @@ def test_a_wrong_rule_is_caught_and_the_result_stays_exact(
         monkeypatch.setattr(nodes, "linear_scale", lambda node, role: 1.001)
     elif sabotage == "features of another row":
         original = linear.features
-        monkeypatch.setattr(linear, "features", lambda node: original(node).roll(1, 0))
+        monkeypatch.setattr(linear, "features", lambda node, argument: original(node, argument).roll(1, 0))
     elif sabotage == "sample-major reading":
         monkeypatch.setattr(RowMap, "to_rows", lambda self, s: s.repeat_interleave(self.positions))
         monkeypatch.setattr(RowMap, "by_sample", lambda self, t: t.unflatten(0, (self.n, self.positions)))

@@ -63,9 +63,72 @@ def test_convolutions() -> None:
     assert torch.equal(nodes.conv_input(node), x)
     stride, padding, dilation, groups = nodes.conv_geometry(node)
     assert (tuple(stride), tuple(padding), tuple(dilation), groups) == ((2, 1), (1, 2), (1, 2), 2)
-    assert nodes.conv_unsupported(node) is None
-    assert nodes.conv_unsupported(F.conv_transpose2d(x, w).grad_fn) == "transposed convolution"
-    assert "1-dimensional" in str(nodes.conv_unsupported(F.conv1d(x[:, :, 0], w[:, :2, 0], groups=2).grad_fn))
+    assert not nodes.is_transposed_convolution(node)
+    node = F.conv_transpose1d(x[:, :, 0], w[:, :, 0], stride=2).grad_fn
+    assert nodes.type_name(node) == "ConvolutionBackward0"
+    assert nodes.is_transposed_convolution(node)
+    assert [tuple(part) for part in nodes.conv_geometry(node)[:3]] == [(2,), (0,), (1,)]
+
+
+def test_normalisations() -> None:
+    x, w, b = torch.randn(2, 4, 6), nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+    mean, var = torch.randn(4), torch.rand(4) + 0.5
+    for name, output in [
+        ("NativeGroupNormBackward0", F.group_norm(x, 2, w, b)),
+        ("NativeBatchNormBackward0", F.batch_norm(x, mean, var, w, b)),
+        ("NativeLayerNormBackward0", F.layer_norm(x.transpose(1, 2), (4,), w, b).transpose(1, 2).clone()),
+    ]:
+        node = output.grad_fn
+        while nodes.type_name(node) in ("CloneBackward0", "TransposeBackward0"):
+            node = node.next_functions[0][0]
+        assert nodes.type_name(node) == name
+        leaves = [None if n is None else n.variable for n, _ in node.next_functions]
+        assert all(got is expected for got, expected in zip(leaves, (None, w, b), strict=True))
+        assert not nodes.norm_uses_batch(node)
+        given, middle, inverse = nodes.norm_saved(node)
+        normalised = ((given - middle) * inverse).reshape(
+            x.transpose(1, 2).shape if "Layer" in name else x.shape
+        )
+        normalised = normalised.transpose(1, 2) if "Layer" in name else normalised
+        expected = normalised * w[:, None] + b[:, None]
+        assert torch.allclose(expected, output, atol=1e-5)
+    assert nodes.norm_uses_batch(F.batch_norm(x, mean, var, w, b, training=True).grad_fn)
+
+
+def test_elementwise() -> None:
+    x, w = torch.randn(3, 4), nn.Parameter(torch.randn(4))
+    for output, name, argument, factor in [
+        (torch.add(x, w, alpha=3), "AddBackward0", 1, 3.0),
+        (w + x, "AddBackward0", 0, 1.0),
+        (x - w, "SubBackward0", 1, -1.0),
+        (w - x, "SubBackward0", 0, 1.0),
+    ]:
+        assert nodes.type_name(output.grad_fn) == name
+        assert nodes.elementwise_scale(output.grad_fn, argument) == factor
+    for output, name, argument, derivative in [
+        (x * w, "MulBackward0", 1, x),
+        (w * x, "MulBackward0", 0, x),
+        (w / x, "DivBackward0", 0, 1 / x),
+        (x / w, "DivBackward0", 1, -x / w**2),
+    ]:
+        assert nodes.type_name(output.grad_fn) == name
+        assert nodes.elementwise_scale(output.grad_fn, argument) == 1.0
+        got = nodes.elementwise_derivative(output.grad_fn, argument).expand(3, 4)
+        assert torch.allclose(got, derivative.expand(3, 4))
+    assert nodes.type_name(w.expand(3, 4).grad_fn) == "ExpandBackward0"
+    assert nodes.repeats(w.repeat(3, 2).grad_fn) == (3, 2)
+    assert nodes.repeats(w.expand(3, 4).grad_fn) is None
+
+
+def test_embeddings() -> None:
+    table, tokens = nn.Parameter(torch.randn(5, 3)), torch.tensor([[1, 4], [2, 2]])
+    node = F.embedding(tokens, table).grad_fn
+    assert nodes.type_name(node) == "EmbeddingBackward0"
+    assert torch.equal(nodes.embedding_tokens(node), tokens)
+    assert not nodes.embedding_scales_by_frequency(node)
+    node = F.embedding(tokens, table, padding_idx=2).grad_fn
+    assert nodes.embedding_tokens(node).tolist() == [[1, 4], [-1, -1]]
+    assert nodes.embedding_scales_by_frequency(F.embedding(tokens, table, scale_grad_by_freq=True).grad_fn)
 
 
 def test_data_dependent_nodes_have_these_names() -> None:

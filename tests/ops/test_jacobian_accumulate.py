@@ -206,7 +206,7 @@ def test_conv2d_tiles_cover_the_weight_once(case):
     row_bytes = exact[0, 0].numel() * 8 * 8
     for rows_that_fit in (1, 2, 3, 100):
         seen = 0
-        for rows, tile in ops.conv2d_tiles(x, b, **geometry, tile_bytes=rows_that_fit * row_bytes):
+        for rows, tile in ops.conv_tiles(x, b, **geometry, tile_bytes=rows_that_fit * row_bytes):
             assert rows.start == seen
             assert tile.nbytes <= rows_that_fit * row_bytes
             torch.testing.assert_close(tile, exact[:, rows])
@@ -222,7 +222,7 @@ def test_any_slice_of_a_grouped_convolution(start, length, scale):
         (4, 8, (2, 3), (1, 2), (1, 0), (1, 1), 2, (4, 6)), 3, 2, torch.float64
     )
     rows = slice(start, min(8, start + length))
-    tile = ops.conv2d_tile(x, b, rows, scale, **geometry)
+    tile = ops.conv_tile(x, b, rows, scale, **geometry)
     torch.testing.assert_close(tile, scale * per_sample_gradients(layer, x, b)[:, rows])
 
 

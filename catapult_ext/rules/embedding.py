@@ -1,0 +1,111 @@
+"""Embedding tables: the per-sample gradient is a scatter of the sensitivities to the rows of the sample's tokens.
+
+The kernel sees only rows that some sample uses, whatever the size of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.graph import nodes as names
+from catapult_ext.graph.plan import Use
+from catapult_ext.rules.per_sample import rank_factors, scale
+from catapult_ext.rules.site_data import SiteData
+
+__all__ = ["rank_factors", "scale"]
+
+NAME = "embedding"
+SHORTCUT = True
+BATCHED_COTANGENTS = True
+CALLS_NODE = False
+SWEEPS_GRADIENT = False
+LEAD = (1, 2, 3)
+NODES = {("EmbeddingBackward0", 0): "weight"}
+
+
+def refuse(node: Any, role: str, transposed: bool) -> str | None:
+    """A gradient divided by how often a token came is none of the output."""
+    if transposed:
+        return "transposed table"
+    return "scale_grad_by_freq" if names.embedding_scales_by_frequency(node) else None
+
+
+def features(node: Any, argument: int) -> Tensor:
+    """Tokens [...], -1 for padding."""
+    return names.embedding_tokens(node)
+
+
+def _by_sample(data: SiteData) -> tuple[Tensor, Tensor]:
+    """Tokens [n, T] and sensitivities [n, c, T, width] of all positions of a sample."""
+    assert isinstance(data.features, Tensor)
+    tokens = data.by_sample(data.features.unsqueeze(-1)).flatten(1)
+    b = data.sensitivities_by_sample()
+    return tokens, b.reshape(b.shape[0], b.shape[1], -1, b.shape[-1])
+
+
+def _scatter(tokens: Tensor, b: Tensor, rows: slice) -> Tensor:
+    """Per-sample gradients [n c, len(rows), width] of table[rows] for tokens [n, T], b [n, c, T, width]."""
+    n, c, _, width = b.shape
+    count = rows.stop - rows.start
+    sample, position = ((tokens >= rows.start) & (tokens < rows.stop)).nonzero(as_tuple=True)
+    row = tokens[sample, position] - rows.start
+    result = b.new_zeros(n, c, count, width)
+    # [tokens in range, c, width], added where two positions hold one token
+    result.transpose(1, 2).index_put_((sample, row), b[sample, :, position], accumulate=True)
+    return result.flatten(0, 1)
+
+
+def terms(
+    data: SiteData, uses: dict[str, tuple[Use, float, Tensor]]
+) -> Iterator[tuple[tuple[str, ...], Tensor | None, Tensor, float, float]]:
+    """No part is a product of Gram matrices."""
+    return iter(())
+
+
+def sweep_weight(
+    data: SiteData,
+    factor: float,
+    parameter: Tensor,
+    kernel: Tensor,
+    gradient: Tensor | None,
+    weights: Tensor | None,
+    cast: Callable[[Tensor], Tensor],
+    tile_bytes: int,
+) -> None:
+    """K += G G^T over the rows of the table that are in use."""
+    tokens, b = _by_sample(data)
+    b = cast(b * factor if factor != 1.0 else b)
+    used, ranks = tokens.unique(return_inverse=True)
+    ranks = ranks - int(bool((used < 0).any()))  # padding, the smallest, becomes -1 again
+    total = used.numel() - int(bool((used < 0).any()))
+    step = max(1, tile_bytes // max(1, data.rows * b.shape[-1] * b.element_size()))
+    for first in range(0, total, step):
+        ops.jacobian_accumulate_(kernel, _scatter(ranks, b, slice(first, min(total, first + step))))
+
+
+def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor) -> Tensor:
+    """Per-sample gradients of parameter[rows]: [n c, len(rows), width]."""
+    tokens, b = _by_sample(data)
+    part = _scatter(tokens, b, slice(*rows.indices(parameter.shape[0])[:2]))
+    return part * factor if factor != 1.0 else part
+
+
+def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
+    """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
+    assert isinstance(data.features, Tensor)
+    tokens, d = data.features.flatten(), data.weighted(weights).flatten(0, -2)
+    result = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+    counted = (tokens >= 0).to(d.dtype) * factor  # padding gets no gradient
+    return result.index_add_(0, tokens.clamp_min(0), d * counted.unsqueeze(1))
+
+
+def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+    """Route and multiply-adds of this use's part of the kernel."""
+    assert isinstance(data.features, Tensor)
+    used = min(parameter.shape[0], data.features.numel())
+    return "tiles", float(data.sensitivities.numel() + data.rows**2 * used * parameter.shape[1] / 2)

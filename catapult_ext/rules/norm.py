@@ -1,0 +1,58 @@
+"""Gain and shift of LayerNorm, GroupNorm and BatchNorm in eval mode.
+
+The per-sample gradient of the gain is sum_t B_t * (normalised input)_t over the positions of a sample, that of the
+shift sum_t B_t. InstanceNorm repeats its parameters over the samples and RMSNorm multiplies by its gain: those are
+elementwise uses. BatchNorm with the statistics of the batch couples samples and has no per-sample gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from catapult_ext.graph import nodes as names
+from catapult_ext.graph.plan import Use
+from catapult_ext.rules.per_sample import gradient, rank_factors, scale, terms, tile, work
+from catapult_ext.rules.site_data import SiteData
+
+__all__ = ["gradient", "rank_factors", "scale", "terms", "tile", "work"]
+
+NAME = "norm"
+SHORTCUT = True
+BATCHED_COTANGENTS = True
+CALLS_NODE = False
+LEAD = (1, 2, 3)
+NODES = {
+    (f"Native{kind}NormBackward0", argument): role
+    for kind in ("Layer", "Group", "Batch")
+    for argument, role in ((1, "weight"), (2, "bias"))
+}
+
+
+def refuse(node: Any, role: str, transposed: bool) -> str | None:
+    """Statistics of the batch couple samples; a certified plan would find out, later."""
+    return "statistics of the batch" if names.norm_uses_batch(node) else None
+
+
+def features(node: Any, argument: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, mean and inverse deviation."""
+    return names.norm_saved(node)
+
+
+def jacobian(data: SiteData, use: Use, shape: tuple[int, ...]) -> Tensor:
+    """Per-sample gradients [n c, *shape]."""
+    b = data.sensitivities
+    if use.role == "weight":
+        assert isinstance(data.features, tuple)
+        input, mean, inverse = data.features
+        normalised = ((input - mean) * inverse).view(b.shape[-data.dim :])
+        b = b * normalised
+    b = data.outputs_by_sample(b)  # [n, c, T, ...]
+    # LayerNorm keeps the last dimensions, the others keep the channels, which follow the rows.
+    by_channel = names.type_name(data.node) != "NativeLayerNormBackward0"
+    if by_channel:
+        b = b.flatten(4).sum((2, 4)) if b.dim() > 4 else b.sum(2)
+    elif b.dim() > 3:
+        b = b.flatten(2, b.dim() - len(shape) - 1).sum(2)
+    return b.reshape(data.rows, *shape)
