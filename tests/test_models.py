@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
-from catapult_ext.models import CNN, FCN
+from catapult_ext.models import CNN, FCN, Myrtle5, ViT, WideResNet
 
 
 def generator(seed: int) -> torch.Generator:
@@ -19,14 +19,16 @@ def generator(seed: int) -> torch.Generator:
 
 
 def small_nets(**options) -> list[tuple[nn.Module, torch.Tensor]]:
-    """One FCN and one CNN of odd sizes with an input for each, in float64."""
+    """One network of each kind, of odd sizes, with an input for each, in float64; no BatchNorm."""
     g = generator(5)
-    fcn = FCN(11, 7, 3, 2, generator=g, **options).double()
-    cnn = CNN(3, (5, 4), 7, 3, 2, generator=g, **options).double()
-    return [
-        (fcn, torch.randn(6, 11, dtype=torch.float64, generator=g)),
-        (cnn, torch.randn(6, 3, 5, 4, dtype=torch.float64, generator=g)),
+    nets = [
+        (FCN(11, 7, 3, 2, generator=g, **options), (11,)),
+        (CNN(3, (5, 4), 7, 3, 2, generator=g, **options), (3, 5, 4)),
+        (Myrtle5(3, 7, 2, generator=g, **options), (3, 8, 4)),
+        (WideResNet(3, 10, 2, 2, base_width=3, batch_norm=False, generator=g, **options), (3, 5, 4)),
+        (ViT(3, (6, 4), 6, 2, 2, patch_size=2, heads=3, generator=g, **options), (3, 6, 4)),
     ]
+    return [(net.double(), torch.randn(6, *shape, dtype=torch.float64, generator=g)) for net, shape in nets]
 
 
 # ---- forward ------------------------------------------------------------------------------------------
@@ -197,8 +199,8 @@ def test_fixed_layers_are_not_trained(options):
         net(x).square().sum().backward()
         for index, layer in enumerate(net.layers):
             for p in layer.parameters():
-                assert p.requires_grad == (index == 1)
-                assert (p.grad is not None) == (index == 1)
+                assert p.requires_grad == (index not in (0, 2))
+                assert (p.grad is not None) == (index not in (0, 2))
         assert all(p.grad.abs().sum() > 0 for p in net.layers[1].parameters())
 
 
@@ -354,3 +356,6 @@ def test_wrong_inputs_are_named():
 def test_models_are_exported():
     assert cx.models.FCN is FCN
     assert cx.models.CNN is CNN
+    assert cx.models.WideResNet is WideResNet
+    assert cx.models.ViT is ViT
+    assert cx.models.Myrtle5 is Myrtle5
