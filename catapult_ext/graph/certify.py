@@ -26,7 +26,8 @@ class RowMap:
         positions: T, rows per sample.
         lead: how many leading dimensions of the sensitivities are rows.
         order: for "permuted", rows sorted by sample [n T].
-        settled: False while too few rows were live to tell two maps apart.
+        dead: where too few rows were live to tell two maps apart, the rows [dead] that were not: the map holds as
+            long as they stay zero. None for a map that is settled.
     """
 
     kind: str
@@ -34,7 +35,12 @@ class RowMap:
     positions: int
     lead: int = 1
     order: Tensor | None = None
-    settled: bool = True
+    dead: Tensor | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether live rows exclude every other map."""
+        return self.dead is None
 
     def by_sample(self, tensor: Tensor) -> Tensor:
         """Rearrange [rows, ...] (or `lead` leading dimensions) into [n, T, ...], a view where possible."""
@@ -114,10 +120,10 @@ def _match(plain: Tensor, scaled: Tensor, scales: Tensor, lead: int) -> RowMap |
         best = fitting[0]
         # Dead rows agree with everything: a map is settled when live rows exclude the others, and when no two
         # samples without a live row could have been exchanged.
-        live = (norms > slack).to(scaled.dtype)
-        seen = replace(best, lead=1).by_sample(live).amax(1) > 0  # [n]
+        live = norms > slack
+        seen = replace(best, lead=1).by_sample(live).any(1)  # [n]
         ambiguous = (len(fitting) > 1 and n > 1) or int(seen.sum()) < max(1, n - 1)
-        return RowMap(best.kind, n, positions, lead, None, not ambiguous)
+        return replace(best, dead=(~live).nonzero().squeeze(1)) if ambiguous else best
     return _permutation(plain, scaled, norms, slack, scales, lead)
 
 

@@ -129,16 +129,11 @@ class Sweep:
         plan.observations += 1
         if self._due(plan, verify):
             self._certify(plan, input_gradient)
-        layout = plan.layout
-        walked = graph.nodes
-        # Saved tensors are read before the backward may free them.
-        features = [
-            None if argument is None else self._saved(site, argument)
-            for site, argument in zip(layout.live, layout.with_features, strict=True)
-        ]
-        self.factors = {i: tuple([self._factor(use) for use in plan.uses[i]]) for i in layout.ruled}
-        keep = keep_graph or layout.calls_nodes or bool(layout.rows)
-        gradients = self._backward(self._unit_cotangents(), input_gradient, keep)
+        features, gradients = self._read(plan, input_gradient, keep_graph)
+        if not plan.certified and self._has_woken(plan, gradients):
+            self._certify(plan, input_gradient)
+            features, gradients = self._read(plan, input_gradient, keep_graph)
+        layout, walked = plan.layout, graph.nodes
         self.sites: dict[int, SiteData] = {}
         for index, position, a, b in zip(layout.live, layout.nodes, features, gradients, strict=False):
             if b is not None:  # undefined gradient: this site does not reach any output
@@ -148,6 +143,31 @@ class Sweep:
             shape = (self.outputs, *x.shape)
             stacked = x.new_zeros(shape) if last is None else last.reshape(shape)
             self.input_gradients = stacked.transpose(0, 1)
+
+    def _read(
+        self, plan: Plan, input_gradient: bool, keep_graph: bool
+    ) -> tuple[list[Tensor | tuple[Tensor, ...] | None], list[Tensor | None]]:
+        """Features of the live sites, and the backward to them (and to x)."""
+        layout = plan.layout
+        # Saved tensors are read before the backward may free them.
+        features = [
+            None if argument is None else self._saved(site, argument)
+            for site, argument in zip(layout.live, layout.with_features, strict=True)
+        ]
+        self.factors = {i: tuple([self._factor(use) for use in plan.uses[i]]) for i in layout.ruled}
+        keep = keep_graph or layout.calls_nodes or bool(layout.rows) or not plan.certified
+        return features, self._backward(self._unit_cotangents(), input_gradient, keep)
+
+    def _has_woken(self, plan: Plan, gradients: list[Tensor | None]) -> bool:
+        """Whether a row is live that was dead when its site's map was found, and not settled."""
+        for index, b in zip(plan.layout.live, gradients, strict=False):
+            row_map = plan.sites[index].row_map
+            if b is None or row_map is None or row_map.dead is None or row_map.dead.numel() == 0:
+                continue
+            rows = b.flatten(1, row_map.lead) if self.outputs > 1 else b.flatten(0, row_map.lead - 1)
+            if bool(rows.index_select(1 if self.outputs > 1 else 0, row_map.dead).any()):
+                return True
+        return False
 
     def _leaves_match(self, plan: Plan, graph: Any) -> bool:
         parameters = self.state.parameters
@@ -161,7 +181,7 @@ class Sweep:
         count = plan.observations
         if verify == "never" and count > 1:
             return False
-        return verify == "always" or plan.data_dependent or not plan.certified or (count & (count - 1)) == 0
+        return verify == "always" or plan.data_dependent or (count & (count - 1)) == 0
 
     def _saved(self, index: int, argument: int) -> Tensor | tuple[Tensor, ...]:
         site = self.plan.sites[index]

@@ -112,6 +112,33 @@ def test_when_a_plan_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(calls) == expected, verify  # "first": uses number 1, 2, 4 and 8
 
 
+class _Waking(nn.Module):
+    """Token-major rows of which only two are read at first: row 0 and row 3 of 2 x 2 belong to the same samples as
+    if they were sample-major."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.last = nn.Linear(16, 8), nn.Linear(8, 1)
+        self.register_buffer("mask", torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.view(2, 2, 16).transpose(0, 1).reshape(4, 16)  # row t n + i
+        h = torch.tanh(self.a(tokens)).view(2, 2, 8)
+        return self.last((h * self.mask[:, :, None]).sum(0))
+
+
+@pytest.mark.parametrize("verify", ["first", "never"])
+def test_rows_that_were_dead_are_certified_when_they_wake(verify: str) -> None:
+    x, y = _data(2)
+    observer = cx.Observer(model := _Waking().double(), verify=verify)
+    for _ in range(2):
+        observer(x, y)
+    model.mask.fill_(1.0)
+    observation = observer(x, y)  # use number 3, at which "first" would not certify
+    expected = brute_force.kernel_of(brute_force.jacobian(model, x))
+    assert brute_force.relative(observation.kernel, expected) <= 1e-10
+
+
 class _Gathering(nn.Module):
     """Rows routed by their values."""
 
