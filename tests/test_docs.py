@@ -26,6 +26,7 @@ PAGES = {
     "README.md": "LayerReport",
     "docs/data.md": "embedded",
     "docs/conventions.md": "",
+    "docs/models.md": "Myrtle-5",
     "docs/training.md": "kernel_trace",
     "docs/runs.md": "interrupted",
     "docs/tutorial.md": "catapult: starts at",

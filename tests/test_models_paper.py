@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,6 +161,15 @@ def test_batch_norm_by_default():
 )  # fmt: skip
 def test_parameter_count(make, count):
     assert sum(p.numel() for p in make().parameters()) == count
+
+
+def test_the_table_of_the_documentation_has_these_sizes():
+    text = (Path(__file__).parents[1] / "docs/models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `((?:WideResNet|ViT|Myrtle5)\(.*?\))`[ *]*\| ([\d,]+) \|", text, re.MULTILINE)
+    assert len(rows) >= 12
+    for call, count in rows:
+        net = eval(call, {"WideResNet": WideResNet, "ViT": ViT, "Myrtle5": Myrtle5})
+        assert sum(p.numel() for p in net.parameters()) == int(count.replace(",", "")), call
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (16, 24)])
