@@ -26,6 +26,7 @@ from python_experiments.options import (
     RatesName,
     RunName,
     Threads,
+    chosen,
     cpus,
     device_of,
     fail,
@@ -120,10 +121,7 @@ def run(
     ] = None,
 ) -> None:
     """Run experiments and test their claims; finished runs are not run again, interrupted ones go on."""
-    try:
-        experiments = registry.choose(names)
-    except ValueError as error:
-        fail(str(error))
+    experiments = chosen(names)
     device = device_of(device)
     requests = requests_of(
         experiments, preset, rates, data, data_root, seeds_of(seeds), device, changes or []
@@ -133,6 +131,10 @@ def run(
 
 @app.command()
 def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="Experiments, or all; default: the main ones."),
+    ] = None,
     preset: Preset = PresetName.cpu,
     data: Data = DataName.auto,
     data_root: DataRoot = None,
@@ -141,8 +143,8 @@ def reproduce(
     threads: Threads = 1,
     device: DeviceName = "cpu",
 ) -> None:
-    """Run every experiment, test the claims and write the report."""
-    experiments = list(registry.all_experiments().values())
+    """Run the main experiments, or those given, test the claims and write the report."""
+    experiments = chosen(names) if names else registry.main_experiments()
     device = device_of(device)
     requests = requests_of(experiments, preset, RatesName.relative, data, data_root, None, device, [])
     make_folder(out)  # before the runs: without it there is no report in the end either

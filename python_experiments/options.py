@@ -146,6 +146,14 @@ def images_of(data: DataName, data_root: Path | None) -> str:
     return "digits"
 
 
+def chosen(names: list[str]) -> list[registry.Experiment]:
+    """The experiments of those names."""
+    try:
+        return registry.choose(names)
+    except ValueError as error:
+        fail(str(error))
+
+
 def requests_of(
     experiments: list[registry.Experiment],
     preset: PresetName,

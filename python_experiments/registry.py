@@ -163,6 +163,13 @@ def all_experiments() -> dict[str, Experiment]:
     return {experiment.name: experiment for experiment in EXPERIMENTS}
 
 
+def main_experiments() -> list[Experiment]:
+    """Those that `catapult reproduce` runs unless told otherwise."""
+    from python_experiments.experiments import MAIN
+
+    return list(MAIN)
+
+
 def get(name: str) -> Experiment:
     """The experiment of that name.
 

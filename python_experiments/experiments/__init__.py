@@ -26,3 +26,6 @@ EXPERIMENTS = (
     fig4.CNN_SCRATCH,
     fig8.FIG26,
 )
+
+#: What `catapult reproduce` runs unless told otherwise: minutes on two cores.
+MAIN = (fig2.FIG2, fig3.FCN, fig3.CNN, fig5.FIG5, table1.TABLE1, fig13.FCN, fig13.CNN)
