@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import ops
+from catapult_ext.observe.inputs import check_input
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.observer import check_input
 from catapult_ext.observe.sweep import Sweep
 
 __all__ = [

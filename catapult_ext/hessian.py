@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from catapult_ext.eigen import TopEigh
 from catapult_ext.observe.hessian import LossHessian, kernel_vectors
+from catapult_ext.observe.inputs import Inputs, check_inputs
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.observer import check_input, check_target
+from catapult_ext.observe.observer import check_target
 
 __all__ = ["hessian_top"]
 
 
 def hessian_top(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     k: int = 1,
     *,
@@ -72,7 +73,7 @@ def hessian_top(
     Source: paper section 2, eta_crit = 2 / lambda_max(H).
     """
     state = ModelState(model, None)
-    check_input(x, state.device)
+    check_inputs(x, state.device)
     p = sum(parameter.numel() for parameter in state.parameters)
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= p:
         raise ValueError(f"k: expected an integer from 1 to {p}, got {k!r}")

@@ -17,9 +17,9 @@ from catapult_ext.agop import (
 )
 from catapult_ext.errors import UnsupportedModule
 from catapult_ext.graph import Plan
+from catapult_ext.observe.inputs import check_input
 from catapult_ext.observe.layer_gradients import LayerGradients, layer_gradients
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.observer import check_input
 from catapult_ext.observe.sweep import Sweep
 
 __all__ = ["layer_agop", "nfa_correlation"]

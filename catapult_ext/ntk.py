@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from catapult_ext import ops
 from catapult_ext.observe.assemble import Assembler
+from catapult_ext.observe.inputs import Inputs, check_inputs, describe, same_samples
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.observer import check_input
 from catapult_ext.observe.sweep import Sweep, outputs_2d
 
 __all__ = ["jacobian", "ntk"]
@@ -18,8 +18,8 @@ __all__ = ["jacobian", "ntk"]
 
 def ntk(
     model: nn.Module,
-    x: Tensor,
-    z: Tensor | None = None,
+    x: Inputs,
+    z: Inputs | None = None,
     *,
     outputs: str | int = "all",
     params: Iterable[str | Tensor] | None = None,
@@ -31,8 +31,8 @@ def ntk(
 
     Args:
         model: output (n,) or (n, c), float32 or float64; left exactly as found.
-        x: samples [n, ...].
-        z: samples [m, ...] of the columns; x when None (the kernel is then exactly symmetric).
+        x: samples [n, ...] for model(x); a tuple of such tensors for model(*x), a dict for model(**x).
+        z: samples of the columns, m of them; x when None (the kernel is then exactly symmetric).
         outputs: "all" for every pair of outputs; "trace" for the mean over outputs of the diagonal blocks; "sum"
             for the kernel of the summed outputs; an integer for that output. Only "all" gives the critical rate of
             a network with several outputs.
@@ -54,14 +54,11 @@ def ntk(
     it without z), or the exact fallback of n c backwards for parameters that no rule covers.
     """
     state = ModelState(model, params)
-    check_input(x, state.device)
+    check_inputs(x, state.device)
     if z is not None:
-        check_input(z, state.device)
-        if z.shape[1:] != x.shape[1:] or z.dtype != x.dtype:
-            raise ValueError(
-                f"z: expected samples like those of x, {tuple(x.shape[1:])} {x.dtype}, got {tuple(z.shape[1:])} "
-                f"{z.dtype}"
-            )
+        check_inputs(z, state.device, "z")
+        if not same_samples(x, z):
+            raise ValueError(f"z: expected samples like those of x, {describe(x)}, got {describe(z)}")
     if dtype not in (None, torch.float32, torch.float64) or (
         dtype == torch.float32 and state.dtype == torch.float64
     ):
@@ -117,14 +114,14 @@ def _cross(first: Assembler, second: Assembler) -> Tensor:
     return kernel
 
 
-def jacobian(model: nn.Module, x: Tensor, *, params: Iterable[str | Tensor] | None = None) -> Tensor:
+def jacobian(model: nn.Module, x: Inputs, *, params: Iterable[str | Tensor] | None = None) -> Tensor:
     """Jacobian of the outputs with respect to the parameters, row by row through autograd alone.
 
     For small cases and for tests: it uses none of the rules behind `ntk`.
 
     Args:
         model: output (n,) or (n, c); left exactly as found.
-        x: samples [n, ...].
+        x: samples, as for `ntk`.
         params: names or tensors of the parameters, default all that require grad.
 
     Returns:
@@ -138,7 +135,7 @@ def jacobian(model: nn.Module, x: Tensor, *, params: Iterable[str | Tensor] | No
     Cost: one forward and n c backwards; n c p numbers.
     """
     state = ModelState(model, params)
-    check_input(x, state.device)
+    check_inputs(x, state.device)
     with state.untouched():
         output = outputs_2d(state.forward(x), x)
         n, c = output.shape

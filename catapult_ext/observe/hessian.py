@@ -14,6 +14,7 @@ from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import nodes
 from catapult_ext.lanczos import largest
 from catapult_ext.observe.assemble import Assembler
+from catapult_ext.observe.inputs import Inputs, count
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.sweep import Sweep, outputs_2d
 
@@ -32,7 +33,7 @@ class LossHessian:
     To be used inside `state.untouched()`: one forward and one differentiable backward are kept for all products.
     """
 
-    def __init__(self, state: ModelState, x: Tensor, target: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, state: ModelState, x: Inputs, target: Callable[[Tensor], Tensor]) -> None:
         """Run the forward and the first backward.
 
         Args:
@@ -124,7 +125,7 @@ def _refuse_wrong_nodes(gradients: list[Tensor]) -> None:
         pending.extend(following)
 
 
-def kernel_vectors(state: ModelState, x: Tensor, c: int, k: int) -> Tensor:
+def kernel_vectors(state: ModelState, x: Inputs, c: int, k: int) -> Tensor:
     """Top k eigenvectors of the tangent kernel as columns [n c, m]; none where it costs n c backwards or is too large.
 
     Args:
@@ -133,10 +134,10 @@ def kernel_vectors(state: ModelState, x: Tensor, c: int, k: int) -> Tensor:
         c: outputs.
         k: how many.
     """
-    rows = x.shape[0] * c
+    rows = count(x) * c
     if rows <= _MOST_KERNEL_ROWS:
         sweep = Sweep(state, x, {}, verify="first")
         if not sweep.plan.layout.rows:
             with torch.no_grad():
                 return top_eigh(Assembler(sweep).build_kernel(), min(k, rows)).vectors
-    return x.new_empty((rows, 0), dtype=state.dtype)
+    return state.parameters[0].new_empty((rows, 0))

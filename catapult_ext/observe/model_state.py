@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _C
 from catapult_ext.errors import UnsupportedModule
+from catapult_ext.observe.inputs import Inputs
 
 __all__ = ["ModelState", "select_parameters"]
 
@@ -85,16 +86,25 @@ class ModelState:
                     f"{parameter.dtype} on {parameter.device} ({name})"
                 )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Run the model with gradients enabled, eagerly even where it is compiled."""
         if not self.compiled:
             if torch.is_grad_enabled():
-                output: Tensor = self.model(x)
-                return output
+                return self._call(x)
             with torch.enable_grad():
-                return self.model(x)
+                return self._call(x)
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            return self.model(x)
+            return self._call(x)
+
+    def _call(self, x: Inputs) -> Tensor:
+        output: Tensor
+        if isinstance(x, Tensor):
+            output = self.model(x)
+        elif isinstance(x, tuple):
+            output = self.model(*x)
+        else:
+            output = self.model(**x)
+        return output
 
     def untouched(self) -> Untouched:
         """Context that restores buffers and random state on exit, also when an exception passes through."""

@@ -13,28 +13,14 @@ from catapult_ext.eigen import TopEigh
 from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
+from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, versions
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
 from catapult_ext.observe.sweep import Sweep, outputs_2d
 
-__all__ = ["Observer", "check_input", "check_target", "observe"]
+__all__ = ["Observer", "check_target", "observe"]
 
 _VERIFY = ("first", "always", "never")
-
-
-def check_input(x: Any, device: torch.device) -> None:
-    """A tensor [n, ...] on the model's device.
-
-    Raises:
-        TypeError: x is no tensor.
-        ValueError: it has no samples or lies on another device.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor of shape (n, ...), got {type(x).__name__}")
-    if x.dim() == 0 or x.shape[0] == 0:
-        raise ValueError(f"x: expected at least one sample, shape (n, ...), got shape {tuple(x.shape)}")
-    if x.device != device:
-        raise ValueError(f"x: expected a tensor on {device} as the model is, got {x.device}")
 
 
 def check_target(y: Any, output: Tensor) -> Tensor:
@@ -118,11 +104,12 @@ class Observer:
         self._start: Tensor | None = None
         self._hessian_start: Tensor | None = None
 
-    def __call__(self, x: Tensor, y: Tensor) -> Observation:
+    def __call__(self, x: Inputs, y: Tensor) -> Observation:
         """One pass.
 
         Args:
-            x: samples [n, ...].
+            x: samples [n, ...] for model(x); a tuple of such tensors for model(*x), a dict for model(**x). Integer
+                tokens are fine, except with agop=True, which needs one floating-point tensor.
             y: targets [n, c], or [n] for one output; dtype of the model.
 
         Returns:
@@ -133,7 +120,7 @@ class Observer:
             UnsupportedModule: the model cannot be observed exactly; the message says what to do.
             NonFinite: the output, or the kernel, is not finite.
         """
-        check_input(x, self._state.device)
+        (check_input if self._agop else check_inputs)(x, self._state.device)
         with self._state.untouched() as buffers:
             parts = self._with_kernel(x, y) if self._kernel else self._without_kernel(x, y)
         return Observation(
@@ -149,12 +136,12 @@ class Observer:
     def _remember(self, eigen: TopEigh) -> None:
         self._start = eigen.vectors
 
-    def _hessian_finder(self, x: Tensor, y: Tensor) -> Callable[[Tensor | None], TopEigh]:
+    def _hessian_finder(self, x: Inputs, y: Tensor) -> Callable[[Tensor | None], TopEigh]:
         """What finds the Hessian's top pair from u_1 [n c, 1], or from the last one where there is no kernel."""
-        state, versions = self._state, (x._version, y._version)
+        state, before = self._state, (versions(x), y._version)
 
         def find(u: Tensor | None) -> TopEigh:
-            if (x._version, y._version) != versions:
+            if (versions(x), y._version) != before:
                 raise ValueError("hessian: x or y has changed since the observation; observe again")
             with state.untouched():
                 hessian = LossHessian(state, x, lambda output: check_target(y, output))
@@ -166,7 +153,7 @@ class Observer:
 
         return find
 
-    def _with_kernel(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+    def _with_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
         state = self._state
         sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
         with torch.no_grad():
@@ -195,7 +182,7 @@ class Observer:
             "report": lambda: _report(state, sweep),
         }
 
-    def _without_kernel(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+    def _without_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
         state = self._state
         if self._agop:
             sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=True, keep_graph=True)
@@ -206,7 +193,8 @@ class Observer:
         residual, squares = ops.residual(prediction, check_target(y, prediction))
         weights = residual * (2.0 / residual.numel())
         found = torch.autograd.grad(output, state.parameters, weights, allow_unused=True)
-        swept = {i: gradient for i, gradient in enumerate(found) if gradient is not None}
+        # Embeddings may give sparse gradients.
+        swept = {i: g.to_dense() if g.is_sparse else g for i, g in enumerate(found) if g is not None}
         report = [
             LayerReport(name, tuple(p.shape), "none", "no kernel was asked for", 0.0, 0)
             for name, p in zip(state.names, state.parameters, strict=True)
@@ -263,7 +251,7 @@ def _report(state: ModelState, sweep: Sweep) -> list[LayerReport]:
 
 def observe(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     k: int = 1,
@@ -280,7 +268,7 @@ def observe(
 
     Args:
         model: as for `Observer`.
-        x: samples [n, ...].
+        x: samples [n, ...], or a tuple or dict of such tensors, as for `Observer`.
         y: targets [n, c], or [n] for one output.
         k: eigenpairs of the kernel.
         start: vectors (or TopEigh) of an earlier step, for a warm start on large kernels.

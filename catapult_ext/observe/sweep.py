@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import Plan, build_plan, nodes, walk
 from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
+from catapult_ext.observe.inputs import Inputs, count, signature
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.rules.site_data import SiteData
 
@@ -21,7 +22,7 @@ __all__ = ["Sweep", "outputs_2d"]
 _ROWS_PER_BACKWARD = 32
 
 
-def outputs_2d(output: Any, x: Tensor) -> Tensor:
+def outputs_2d(output: Any, x: Inputs) -> Tensor:
     """The model's output as [n, c].
 
     Raises:
@@ -32,9 +33,9 @@ def outputs_2d(output: Any, x: Tensor) -> Tensor:
         raise TypeError(f"model: expected a tensor as output, got {type(output).__name__}")
     if output.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"model: expected a float32 or float64 output, got {output.dtype}")
-    if output.dim() not in (1, 2) or output.shape[0] != x.shape[0]:
+    if output.dim() not in (1, 2) or output.shape[0] != count(x):
         raise ValueError(
-            f"model: expected an output of shape (n,) or (n, c) with n = {x.shape[0]}, got {tuple(output.shape)}"
+            f"model: expected an output of shape (n,) or (n, c) with n = {count(x)}, got {tuple(output.shape)}"
         )
     if output.grad_fn is None:
         raise ValueError("model: its output does not depend on a parameter that requires grad")
@@ -68,7 +69,7 @@ class Sweep:
     def __init__(
         self,
         state: ModelState,
-        x: Tensor,
+        x: Inputs,
         plans: dict[Any, Plan],
         *,
         verify: str,
@@ -80,7 +81,7 @@ class Sweep:
 
         Args:
             state: the model.
-            x: [n, ...].
+            x: what the model is called with.
             plans: known structures; new ones are added.
             verify: "first" (a plan's first use and its uses number 2, 4, 8, ...), "always" or "never" (only the
                 first use, from which the row maps come).
@@ -89,8 +90,9 @@ class Sweep:
             keep_graph: keep the graph alive (set where the fallback or a node is called later).
         """
         if input_gradient:
-            if not x.dtype.is_floating_point:
-                raise TypeError(f"x: expected a floating-point tensor for input gradients, got {x.dtype}")
+            if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+                got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"x: expected a floating-point tensor for input gradients, got {got}")
             x = x.detach().requires_grad_(True)
         output = outputs_2d(state.forward(x), x)
         self.state = state
@@ -114,13 +116,13 @@ class Sweep:
         input_gradient: bool,
         keep_graph: bool,
     ) -> None:
-        output, x = self.output, self.x
+        output = self.output
         c = output.shape[1]
         self.cotangents = _cotangents(outputs, output)
         self.outputs = c if self.cotangents is None else 1
         graph = walk(output)
         self.graph_nodes = graph.nodes
-        key = (graph.key, x.shape, output.shape, x.dtype, output.dtype, output.device, input_gradient)
+        key = (graph.key, signature(self.x), output.shape, output.dtype, output.device, input_gradient)
         plan = plans.get(key)
         if plan is None or not self._leaves_match(plan, graph):
             plan = plans[key] = build_plan(graph, self.state.parameters)
@@ -140,8 +142,9 @@ class Sweep:
                 self.sites[index] = SiteData(plan.sites[index], walked[position], a, b, self.outputs)
         if input_gradient:
             last = gradients[-1]
-            shape = (self.outputs, *x.shape)
-            stacked = x.new_zeros(shape) if last is None else last.reshape(shape)
+            assert isinstance(self.x, Tensor)
+            shape = (self.outputs, *self.x.shape)
+            stacked = self.x.new_zeros(shape) if last is None else last.reshape(shape)
             self.input_gradients = stacked.transpose(0, 1)
 
     def _read(
