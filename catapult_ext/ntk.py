@@ -110,7 +110,8 @@ def _cross(first: Assembler, second: Assembler) -> Tensor:
             kernel.addmm_(tile.flatten(1), other.flatten(1).t())
     fallback = {*first.kept(first.layout.rows), *second.kept(second.layout.rows)}
     for i in sorted(fallback):
-        kernel.addmm_(first.whole_jacobian(i).flatten(1), second.whole_jacobian(i).flatten(1).t())
+        left, right = first.whole_jacobian(i), second.whole_jacobian(i)
+        kernel.addmm_(left.reshape(first.rows, -1), right.reshape(second.rows, -1).t())
     return kernel
 
 

@@ -30,7 +30,6 @@ __all__ = [
     "linear_features",
     "linear_scale",
     "norm_saved",
-    "norm_uses_batch",
     "output_count",
     "repeats",
     "scalar_factor",
@@ -189,21 +188,20 @@ def conv_input(node: Node) -> Tensor:
     return node._saved_input
 
 
-def norm_uses_batch(node: Node) -> bool:
-    """True for a normalisation by the statistics of the batch."""
-    return bool(getattr(node, "_saved_training", False))
-
-
 def norm_saved(node: Node) -> tuple[Tensor, Tensor, Tensor]:
     """Input, mean and 1 / deviation of a normalisation, such that (input - mean) * inverse is normalised.
 
-    LayerNorm [..., *normalized]; GroupNorm as [n, groups, rest]; BatchNorm in eval mode [n, C, ...].
+    LayerNorm [..., *normalized]; GroupNorm as [n, groups, rest]; BatchNorm [n, C, ...], whose statistics are those of
+    the batch in training mode and the running ones in eval mode.
     """
     name = type_name(node)
     if name == "NativeBatchNormBackward0":
         shape = (-1,) + (1,) * (node._saved_input.dim() - 2)
-        inverse = (node._saved_running_var + node._saved_eps).rsqrt()
-        return node._saved_input, node._saved_running_mean.view(shape), inverse.view(shape)
+        if node._saved_training:
+            mean, inverse = node._saved_result1, node._saved_result2
+        else:
+            mean, inverse = node._saved_running_mean, (node._saved_running_var + node._saved_eps).rsqrt()
+        return node._saved_input, mean.view(shape), inverse.view(shape)
     if name == "NativeGroupNormBackward0":
         grouped = node._saved_input.reshape(node._saved_N, node._saved_group, -1)
         return grouped, node._saved_result1.unsqueeze(2), node._saved_result2.unsqueeze(2)

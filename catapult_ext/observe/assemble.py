@@ -223,7 +223,7 @@ class Assembler:
     def _add(self, i: int, rows: slice, tile: Tensor, weights: Tensor | None) -> None:
         """K += G G^T and, where a gradient is wanted, gradient[rows] += G^T w."""
         assert self.kernel is not None
-        flat = tile.flatten(1)
+        flat = tile.reshape(self.rows, -1)  # a scalar parameter has no dimension of its own
         ops.jacobian_accumulate_(self.kernel, self._cast(flat))
         if weights is not None:
             parameter = self.sweep.state.parameters[i]

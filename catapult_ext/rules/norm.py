@@ -1,8 +1,8 @@
-"""Gain and shift of LayerNorm, GroupNorm and BatchNorm in eval mode.
+"""Gain and shift of LayerNorm, GroupNorm and BatchNorm.
 
 The per-sample gradient of the gain is sum_t B_t * (normalised input)_t over the positions of a sample, that of the
 shift sum_t B_t. InstanceNorm repeats its parameters over the samples and RMSNorm multiplies by its gain: those are
-elementwise uses. BatchNorm with the statistics of the batch couples samples and has no per-sample gradients.
+elementwise uses. BatchNorm with the statistics of the batch couples samples, but only below itself.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ NODES = {
 
 
 def refuse(node: Any, role: str, transposed: bool) -> str | None:
-    """Statistics of the batch couple samples; a certified plan would find out, later."""
-    return "statistics of the batch" if names.norm_uses_batch(node) else None
+    """A matrix of gains that arrives transposed."""
+    return "transposed gains" if transposed else None
 
 
 def features(node: Any, argument: int) -> tuple[Tensor, Tensor, Tensor]:

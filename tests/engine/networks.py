@@ -174,6 +174,17 @@ class Conjugated(nn.Module):
         return self.last(torch.complex(h[:, :1], h[:, 1:]).conj().imag)
 
 
+class Bilinear(nn.Module):
+    """Two inputs for one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.last = nn.Bilinear(12, 20, 5), Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.mix(x[:, :12], x[:, 12:])))
+
+
 class Unused(nn.Module):
     """A layer that the output does not depend on."""
 
@@ -184,6 +195,18 @@ class Unused(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.idle(x)
         return self.last(torch.tanh(self.a(x)))
+
+
+class ScalarBelowCoupling(nn.Module):
+    """A scalar parameter that only the exact fallback can treat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.a, self.last = nn.Parameter(torch.tensor(0.7)), Linear(32, 8), Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x) * self.gain
+        return self.last(torch.tanh(h - h.mean(0)))
 
 
 class Squeezed(nn.Module):
@@ -273,12 +296,15 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "batch norm, eval": lambda: _batch_norm(False),
     "batch norm, training": lambda: _batch_norm(True),
     "coupled samples": Coupled,
+    "scalar below coupling": ScalarBelowCoupling,
     "three outputs": lambda: _outputs(8, Linear(32, 8), nn.ReLU(True), Linear(8, 8)),
     "three outputs, convolution": lambda: _outputs(
         16, nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.Flatten()
     ),
     "three outputs, attention": lambda: _outputs(1, Attention(True)),
     "three outputs, batch norm": lambda: _outputs(8, Linear(32, 8), nn.BatchNorm1d(8)),
+    "prelu": lambda: nn.Sequential(Linear(32, 8), nn.PReLU(8), Linear(8, 1)),
+    "bilinear": Bilinear,
     "conv1d": lambda: nn.Sequential(nn.Unflatten(1, (4, 8)), nn.Conv1d(4, 3, 3), nn.Flatten(), Linear(18, 1)),
     "transposed convolution": lambda: nn.Sequential(
         nn.Unflatten(1, (2, 4, 4)), nn.ConvTranspose2d(2, 2, 2, stride=2), nn.Flatten(), Linear(128, 1)

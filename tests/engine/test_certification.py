@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import catapult_ext as cx
 from catapult_ext.graph import nodes
 from catapult_ext.graph.certify import RowMap, distinct_scales, find_row_map
-from catapult_ext.rules import linear
+from catapult_ext.rules import RULES, linear
 
 
 def _data(n: int = 6) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,52 @@ def test_a_wrong_rule_is_caught_and_the_result_stays_exact(
     assert "rows" in _routes(observation).values(), "nothing was sent to the exact fallback"
     if sabotage != "factor of the product":  # with the factor wrong, biases and weights all fall back
         assert observation.kernel.shape == expected.shape
+    assert brute_force.relative(observation.kernel, expected) <= 1e-10
+
+
+def _networks_of_rules() -> dict[str, tuple[str, nn.Module]]:
+    """Network whose parameters go through the rule (and others); name of the rule's module."""
+    torch.manual_seed(3)
+    tokens = nn.Unflatten(1, (4, 8))
+    return {
+        "linear": (
+            "linear",
+            nn.Sequential(tokens, nn.Linear(8, 5), nn.Tanh(), nn.Flatten(), nn.Linear(20, 1)),
+        ),
+        "convolution": (
+            "convolution",
+            nn.Sequential(tokens, nn.Conv1d(4, 3, 2), nn.Flatten(), nn.Linear(21, 1)),
+        ),
+        "norm": ("norm", nn.Sequential(tokens, nn.LayerNorm(8), nn.Tanh(), nn.Flatten(), nn.Linear(32, 1))),
+        "elementwise": ("elementwise", make("bare parameters", 3)),
+        "embedding": ("embedding", make("embedding", 3)),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution", "norm", "elementwise", "embedding"])
+@pytest.mark.parametrize("part", ["gradient", "jacobian", "features"])
+def test_a_sabotaged_rule_is_caught(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule_name, model = _networks_of_rules()[name]
+    model = model.double()
+    rule = {r.__name__.rsplit(".", 1)[1]: r for r in RULES}[rule_name]
+    if not hasattr(rule, part):
+        assert part == "jacobian"
+        pytest.skip("the rule forms its gradients tile by tile")
+    original = getattr(rule, part)
+
+    def wrong(*arguments: object) -> object:
+        found = original(*arguments)
+        if part != "features":
+            return found * 1.001
+        if isinstance(found, tuple):
+            return (found[0] * 1.001, *found[1:])
+        return found.roll(1, 0) if found.dim() else found * 1.001
+
+    monkeypatch.setattr(rule, part, wrong)
+    x, y = _data()
+    observation = cx.observe(model, x, y)
+    assert "rows" in _routes(observation).values(), "nothing was sent to the exact fallback"
+    expected = brute_force.kernel_of(brute_force.jacobian(model, x))
     assert brute_force.relative(observation.kernel, expected) <= 1e-10
 
 

@@ -268,6 +268,8 @@ def test_every_layer_or_an_error_that_names_it() -> None:
         "batch norm, training",
         "coupled samples",
         "three outputs, batch norm",
+        "bilinear",
+        "scalar below coupling",
         "transposed convolution",
     }
 

@@ -6,7 +6,7 @@ import brute_force
 import pytest
 import torch
 from networks import EXACT, make
-from torch import Tensor, nn
+from torch import Tensor
 
 import catapult_ext as cx
 
@@ -117,50 +117,3 @@ def test_every_route_appears_in_the_report() -> None:
             if row.route in ("gram", "tiles", "node calls"):
                 assert row.flops > 0, row
     assert seen == {"gram", "tiles", "node calls", "rows", "unused"}
-
-
-class _Random(nn.Module):
-    """A random composition of layers over feature vectors, tokens and maps."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        pick = lambda k: int(torch.randint(k, (1,), generator=generator))  # noqa: E731
-        blocks: list[nn.Module] = []
-        shape = [(32,), (4, 8), (2, 4, 4)][pick(3)]
-        blocks.append(nn.Unflatten(1, shape) if len(shape) > 1 else nn.Identity())
-        for _ in range(1 + pick(4)):
-            if len(shape) == 3:
-                out, stride, groups = 2 * (1 + pick(3)), 1 + pick(2), 1 + pick(2)
-                blocks.append(
-                    nn.Conv2d(shape[0], out, 1 + pick(2), stride, 1, groups=groups, bias=bool(pick(2)))
-                )
-            elif pick(4) == 0:
-                blocks.append(nn.LayerNorm(shape[-1]))
-            else:
-                blocks.append(nn.Linear(shape[-1], 3 + pick(6), bias=bool(pick(2))))
-            with torch.no_grad():
-                shape = tuple(nn.Sequential(*blocks)(torch.zeros(2, 32)).shape[1:])
-            blocks.append([nn.ReLU(inplace=True), nn.Tanh(), nn.GELU()][pick(3)])
-        blocks += [nn.Flatten(), nn.LazyLinear(1 + pick(3))]
-        self.body = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_random_compositions(seed: int) -> None:
-    torch.manual_seed(seed)
-    model = _Random(torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        c = model(torch.zeros(2, 32)).shape[1]
-    model.double()
-    x, y = _x(5, seed=seed), torch.randn(5, c, dtype=torch.float64)
-    rows = brute_force.jacobian(model, x)
-    observation = cx.observe(model, x, y)
-    assert brute_force.relative(observation.kernel, brute_force.kernel_of(rows)) <= 1e-10
-    loss = (model(x) - y).square().mean()
-    expected = torch.autograd.grad(loss, list(model.parameters()))
-    largest = max(float(e.abs().max()) for e in expected)
-    for got, reference in zip(observation.gradients().values(), expected, strict=True):
-        assert float((got - reference).abs().max()) <= 1e-10 * largest

@@ -1,0 +1,165 @@
+"""Random compositions of layers over vectors, tokens and maps: exact in float64 and in float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import brute_force
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import catapult_ext as cx
+
+#: [n, *shape] of the activations after the first layer.
+_SHAPES = [(32,), (4, 8), (2, 4, 4), (1, 2, 4, 4)]
+
+
+class _Apply(nn.Module):
+    """A bare parameter that meets the activations."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kind, self.value = kind, nn.Parameter(0.5 + torch.rand(shape))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.kind == "add":
+            return h + self.value
+        if self.kind == "subtract":
+            return self.value - 0.5 * h
+        if self.kind == "multiply":
+            return h * self.value
+        if self.kind == "divide":
+            return h / self.value
+        return torch.cat([self.value.expand(len(h), *(-1,) * (h.dim() - 1)), h], 1)  # a token more
+
+
+class _Attend(nn.Module):
+    """Self-attention, batch first outside and token-major inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 1, batch_first=True)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.attention(h, h, h, need_weights=False)[0]
+
+
+class _Residual(nn.Module):
+    """A layer beside a shortcut."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.layer(h)
+
+
+def _layer(draw: Callable[[st.SearchStrategy], object], shape: tuple[int, ...]) -> nn.Module:
+    """A layer for activations [n, *shape]."""
+    pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
+    if len(shape) == 1:
+        kind = pick("linear", "layer norm", "rms norm", "group norm", "batch norm", "bare")
+    elif len(shape) == 2:
+        kind = pick(
+            "linear", "layer norm", "rms norm", "instance norm", "convolution", "attention", "token", "bare"
+        )
+    else:
+        kind = pick(
+            "convolution", "transposed", "linear", "group norm", "instance norm", "batch norm", "bare"
+        )
+    bias = pick(True, False)
+    dims = len(shape) - 1
+    if kind == "linear":
+        return nn.Linear(shape[-1], pick(3, 4, 6), bias=bias)
+    if kind == "layer norm":
+        return nn.LayerNorm(shape[-pick(1, len(shape)) :], bias=bias)
+    if kind == "rms norm":
+        return nn.RMSNorm(shape[-1])
+    if kind == "group norm":
+        # A group of one number is that number minus itself: rounding, magnified by 1 / sqrt(eps).
+        alone = len(shape) == 1 or all(size == 1 for size in shape[1:])
+        return nn.GroupNorm(1 if alone else pick(1, shape[0]), shape[0])
+    if kind == "batch norm":
+        return [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d][max(0, dims - 1)](shape[0])
+    if kind == "instance norm":
+        many = any(size > 1 for size in shape[1:])
+        layer = [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d][dims - 1](shape[0], affine=True)
+        return layer if many else nn.Identity()
+    if kind == "attention":
+        return _Attend(shape[1])
+    if kind == "token":
+        return _Apply("token", (1, *shape[1:]))
+    if kind == "bare":
+        own = tuple(pick(1, size) for size in shape)
+        return _Apply(pick("add", "subtract", "multiply", "divide"), own[pick(0, len(own) - 1) :])
+    groups = pick(1, 2) if shape[0] % 2 == 0 else 1
+    if kind == "transposed":
+        make = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d][dims - 1]
+        return make(shape[0], 2 * groups, pick(1, 2), pick(1, 2), groups=groups, bias=bias)
+    make = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
+    mode = pick("zeros", "circular", "replicate")
+    return make(
+        shape[0], pick(2, 4), pick(1, 2, 3), pick(1, 2), 1, groups=groups, bias=bias, padding_mode=mode
+    )
+
+
+@st.composite
+def compositions(draw: Callable[[st.SearchStrategy], object]) -> nn.Module:
+    """A network of x [n, 32] with one to three outputs, in eval mode."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))  # type: ignore[arg-type]
+    shape: tuple[int, ...] = draw(st.sampled_from(_SHAPES))  # type: ignore[assignment]
+    layers: list[nn.Module] = [nn.Unflatten(1, shape)]
+    for _ in range(draw(st.integers(1, 5))):  # type: ignore[call-overload]
+        layer = _layer(draw, shape).eval()
+        with torch.no_grad():
+            after = tuple(layer(torch.zeros(2, *shape)).shape[1:])
+        if after == shape and draw(st.booleans()):
+            layer = _Residual(layer)
+        shape = after
+        layers.append(layer)
+        layers.append(draw(st.sampled_from([nn.Identity(), nn.Tanh(), nn.GELU(), nn.ReLU(inplace=True)])))  # type: ignore[arg-type]
+    width = int(torch.Size(shape).numel())
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, draw(st.integers(1, 3)))).eval()  # type: ignore[arg-type]
+    for name, p in model.named_parameters():
+        if p.dim() == 1 and "value" not in name:
+            nn.init.normal_(p, 0.5)
+    for name, buffer in model.named_buffers():
+        if "var" in name:
+            buffer.uniform_(0.5, 2)
+    return model
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(model=compositions(), n=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_random_compositions(model: nn.Module, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 32, generator=generator)
+    exact = copy.deepcopy(model).double()
+    rows = brute_force.jacobian(exact, x.double())
+    expected = brute_force.kernel_of(rows)
+    c = len(expected) // n
+    y = torch.randn(n, c, generator=generator)
+    residual = exact(x.double()).detach().view(n, c) - y.double()
+    weights = (2 / (n * c) * residual).reshape(-1)
+    references = {p: torch.einsum("n,n...->...", weights, r) for p, r in rows.items()}
+    largest = max(float(r.norm()) for r in references.values())
+    diagonal = expected.diagonal().sqrt().clamp_min(1e-30)
+    single = brute_force.jacobian(model, x)
+    # Normalising few numbers magnifies the rounding of the forward, which no way of assembling gets rid of.
+    rounding = max(
+        float((single[p].double() - rows[p]).norm() / r.norm().clamp_min(1e-30))
+        for p, r in rows.items()
+        if r.any()
+    )
+    for network, tolerance in ((exact, 1e-10), (model, 1e-5 + 4 * rounding)):
+        dtype = next(network.parameters()).dtype
+        observation = cx.observe(network, x.to(dtype), y.to(dtype))
+        error = (observation.kernel.double() - expected).abs() / torch.outer(diagonal, diagonal)
+        assert float(error.max()) <= tolerance
+        assert torch.equal(observation.kernel, observation.kernel.T)
+        for p, gradient in observation.gradients().items():
+            assert float((gradient.double() - references[p]).norm()) <= tolerance * largest, p
