@@ -51,6 +51,15 @@ class RowMap:
             flat = flat.index_select(0, self.order)
         return flat.unflatten(0, (self.n, self.positions))
 
+    def outputs_by_sample(self, tensor: Tensor) -> Tensor:
+        """The same for [c, rows, ...]: [n, c, T, ...]."""
+        flat = tensor.flatten(1, self.lead) if self.lead > 1 else tensor
+        if self.kind == "minor":
+            return flat.unflatten(1, (self.positions, self.n)).movedim(2, 0)
+        if self.order is not None:
+            flat = flat.index_select(1, self.order)
+        return flat.unflatten(1, (self.n, self.positions)).transpose(0, 1)
+
     def to_rows(self, per_sample: Tensor) -> Tensor:
         """Repeat one value per sample [n] for each of its rows [rows]."""
         if self.kind == "sample":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,11 @@ class Assembler:
         sweep = self.sweep
         return sweep.plan.uses[i][0], sweep.factors[i][0], sweep.state.parameters[i]
 
+    def _rules(self, i: int) -> list[Any]:
+        """Rules of a parameter's uses."""
+        plan = self.sweep.plan
+        return [plan.sites[use.site].rule for use in plan.uses[i]]
+
     # ---- memory
 
     @property
@@ -115,19 +121,21 @@ class Assembler:
         size = torch.finfo(self.dtype).bits // 8
         fixed = self.rows * self.rows * size
         fixed += sum(data.sensitivities.numel() * size for data in self.sweep.sites.values())
-        smallest_tile = 0
+        smallest_tile = preferred = 0
         for i in self.kept((*self.layout.ruled, *self.layout.rows)):
             parameter = self.sweep.state.parameters[i]
             if self.sweep.plan.routes[i] == Route.ROWS:
                 smallest_tile = max(smallest_tile, self.rows * parameter.numel() * size)
-            elif any(not self.sweep.plan.sites[u.site].rule.SHORTCUT for u in self.sweep.plan.uses[i]):
+            elif any(rule.HOLDS_WHOLE for rule in self._rules(i)):
                 fixed += self.rows * parameter.numel() * size
             else:
                 row = parameter.numel() // parameter.shape[0] if parameter.dim() else 1
                 smallest_tile = max(smallest_tile, self.rows * row * size)
+                count = max(rule.TILE_ROWS for rule in self._rules(i))
+                preferred = max(preferred, self.rows * row * size * count)
         smallest = fixed + smallest_tile
         if max_bytes is None:
-            return MemoryPlan(fixed, smallest, max(ops.TILE_BYTES, smallest_tile))
+            return MemoryPlan(fixed, smallest, max(ops.TILE_BYTES, smallest_tile, preferred))
         if max_bytes < smallest:
             raise ValueError(
                 f"max_bytes: {max_bytes} is too small for {self.rows} kernel rows of this model; the smallest bound "
@@ -202,7 +210,9 @@ class Assembler:
         total = parameter.shape[0] if parameter.dim() else 1
         size = torch.finfo(self.dtype).bits // 8
         row = parameter.numel() // max(total, 1) * size * (self.rows + other_rows)
-        return max(1, min(total, self.memory.tile // max(1, row)))
+        step = max(1, min(total, self.memory.tile // max(1, row)))
+        multiple = max(rule.TILE_ROWS for rule in self._rules(i))
+        return step - step % multiple if multiple < step < total else step
 
     def tiles(self, i: int, step: int) -> Iterator[tuple[slice, Tensor]]:
         """Per-sample gradients of a parameter, summed over its uses: (rows, [n c, len(rows), ...])."""

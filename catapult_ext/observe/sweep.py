@@ -228,19 +228,25 @@ class Sweep:
                     is_grads_batched=True,
                 )
             )
-        rows = [
-            torch.autograd.grad(
-                self.output, edges, cotangents[j], retain_graph=keep or j + 1 < count, allow_unused=True
-            )
-            for j in range(count)
-        ]
-        stacked: list[Tensor | None] = []
-        for column in zip(*rows, strict=True):
-            present = next((entry for entry in column if entry is not None), None)
-            if present is None:
-                stacked.append(None)
-            else:
-                stacked.append(torch.stack([torch.zeros_like(present) if e is None else e for e in column]))
+        stacked: list[Tensor | None] = [None] * len(edges)
+        for j in range(count):
+            retain = keep or j + 1 < count
+            found = nodes.backward(self.output, cotangents[j], edges, keep_graph=retain)
+            # Copied while they are in the cache, and let go of: the next output gets the same memory.
+            for k, gradient in enumerate(found):
+                whole = stacked[k]
+                if gradient is None:
+                    continue
+                if whole is None:
+                    shape = (count, *gradient.shape)
+                    # Outputs before this one, if any, did not reach the edge.
+                    make = gradient.new_empty if j == 0 else gradient.new_zeros
+                    whole = stacked[k] = make(shape)
+                whole[j] = gradient
+            for k, gradient in enumerate(found):
+                whole = stacked[k]
+                if gradient is None and whole is not None:
+                    whole[j] = 0.0
         return stacked
 
     def _certify(self, plan: Plan, input_gradient: bool) -> None:

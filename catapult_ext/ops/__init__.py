@@ -15,9 +15,10 @@ from torch import Tensor
 from catapult_ext.errors import NonFinite
 from catapult_ext.ops import cpu, cuda, reference
 from catapult_ext.ops._schema import RankUpdate
-from catapult_ext.ops.tiles import TILE_BYTES, conv_tile, conv_tiles, token_tile, token_tiles
+from catapult_ext.ops.tiles import CONV_CHANNELS, TILE_BYTES, conv_tile, conv_tiles, token_tile, token_tiles
 
 __all__ = [
+    "CONV_CHANNELS",
     "TILE_BYTES",
     "RankUpdate",
     "agop_inner",

@@ -24,6 +24,8 @@ SHORTCUT = True
 BATCHED_COTANGENTS = True
 CALLS_NODE = False
 LEAD = (1, 2, 3)
+HOLDS_WHOLE = True
+TILE_ROWS = 1
 NODES = {
     ("AddBackward0", 0): "bias",
     ("AddBackward0", 1): "bias",

@@ -23,6 +23,8 @@ BATCHED_COTANGENTS = True
 CALLS_NODE = False
 SWEEPS_GRADIENT = False
 LEAD = (1,)
+HOLDS_WHOLE = False
+TILE_ROWS = 1
 NODES = {
     ("AddmmBackward0", 2): "weight",
     ("AddmmBackward0", 0): "bias",

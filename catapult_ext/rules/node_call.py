@@ -22,6 +22,8 @@ BATCHED_COTANGENTS = True
 CALLS_NODE = True
 SWEEPS_GRADIENT = False
 LEAD = (1, 2, 3)
+HOLDS_WHOLE = True
+TILE_ROWS = 1
 
 
 def refuse(node: Any, scaled: bool, transposed: bool) -> str | None:

@@ -23,6 +23,8 @@ SHORTCUT = True
 BATCHED_COTANGENTS = True
 CALLS_NODE = False
 LEAD = (1, 2, 3)
+HOLDS_WHOLE = True
+TILE_ROWS = 1
 NODES = {
     (f"Native{kind}NormBackward0", argument): role
     for kind in ("Layer", "Group", "Batch")

@@ -100,9 +100,10 @@ class SiteData:
 
     def outputs_by_sample(self, tensor: Tensor) -> Tensor:
         """A tensor laid out as the sensitivities as [n, c, T, ...]."""
+        assert self.site.row_map is not None
         if self.outputs == 1:
             return self.by_sample(tensor).unsqueeze(1)
-        return torch.stack([self.by_sample(each) for each in tensor], dim=1)
+        return self.site.row_map.outputs_by_sample(tensor)
 
     def sensitivities_one_row(self) -> Tensor:
         """B of a site with one row per sample: [n, ...] for one output, else [n, c, ...], without a copy."""
