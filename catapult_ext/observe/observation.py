@@ -26,7 +26,8 @@ class LayerReport:
     Attributes:
         name: of the parameter.
         shape: of the parameter.
-        route: "gram" (Hadamard product of two Gram matrices), "tiles" (per-sample gradients, tile by tile), "node
+        route: "gram" (Hadamard product of two Gram matrices), "tiles" (per-sample gradients, tile by tile), "position
+            grams" (Gram matrices of all positions of all samples, where these are cheaper than "tiles"), "node
             calls" (the node alone, once per sample and output), "rows" (one backward of the network per sample
             and output) or "unused".
         rule: which rules applied, or why none did.

@@ -179,7 +179,7 @@ class Observer:
             "kernel": kernel,
             "agop": agop,
             "gradient": LossGradient(state, assembler.swept, uses, residual),
-            "report": lambda: _report(state, sweep),
+            "report": lambda: _report(state, assembler),
         }
 
     def _without_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
@@ -229,8 +229,8 @@ def _agop(gradients: Tensor) -> Tensor:
     return ops.agop_reduce(gradients.flatten(2).flatten(0, 1), 1.0 / gradients.shape[0])
 
 
-def _report(state: ModelState, sweep: Sweep) -> list[LayerReport]:
-    plan = sweep.plan
+def _report(state: ModelState, assembler: Assembler) -> list[LayerReport]:
+    sweep, plan = assembler.sweep, assembler.sweep.plan
     total = sweep.output.shape[0] * sweep.outputs
     rows = []
     for i, (name, parameter) in enumerate(zip(state.names, state.parameters, strict=True)):
@@ -241,7 +241,7 @@ def _report(state: ModelState, sweep: Sweep) -> list[LayerReport]:
             for use in plan.uses[i]:
                 data = sweep.sites.get(use.site)
                 if data is not None:
-                    kind, work = data.site.rule.work(data, use, parameter)
+                    kind, work = data.site.rule.work(data, use, parameter, assembler.memory.tile)
                     route = kind if plan.routes[i] == Route.GRAM else route
                     route = kind if kind == "node calls" else route
                     flops += work

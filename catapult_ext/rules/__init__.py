@@ -15,8 +15,8 @@ A rule is a module with
 - `features(node, argument)`: A, read from the node's saved tensors; `scale(node, role, argument)`: factor of the use;
 - `terms(...)`: the parts that are products of Gram matrices; `sweep_weight(...)`: K += G G^T for a weight that
   is no such part; `tile(...)`: per-sample gradients of a slice; `rank_factors(...)`: the two factors
-  of the gradient, where it is a product that a step may apply in place; `gradient(...)`, `work(...)`: see
-  `rules/linear.py`.
+  of the gradient, where it is a product that a step may apply in place; `gradient(...)`, `work(...)` (route and
+  cost): see `rules/linear.py`, and `rules/positions.py` for the choice between two exact routes.
 
 A rule whose per-sample gradients are small gives `jacobian(...)` instead: see `rules/per_sample.py`.
 """

@@ -6,6 +6,7 @@ convolution the two exchange their roles. Several maps of one sample are one map
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from catapult_ext import ops
 from catapult_ext.graph import nodes as names
 from catapult_ext.graph.plan import Use
+from catapult_ext.rules.positions import GRAMS, Sizes, position_grams_
 from catapult_ext.rules.site_data import SiteData
 
 NAME = "convolution"
@@ -107,6 +109,13 @@ def sweep_weight(
     input, b, geometry = _operands(data, parameter)
     input, b = cast(input), cast(b)
     weights = None if gradient is None else weights
+    sizes = _sizes(data, input, b, geometry)
+    if sizes.choose(tile_bytes, b.element_size())[0] == GRAMS:
+        _sweep_position_grams(sizes, factor, kernel, input, b, geometry, tile_bytes)
+        if gradient is not None:
+            assert weights is not None
+            gradient += _weight_gradient(data, factor, weights.view(-1, data.outputs), parameter)
+        return
     if input.dim() == 4:
         if gradient is not None:
             gradient = gradient.view(*gradient.shape[:2], *geometry["kernel_size"])
@@ -117,6 +126,39 @@ def sweep_weight(
     for rows, part in ops.conv_tiles(input, b, factor, tile_bytes=tile_bytes, **geometry):
         grad = None if gradient is None else gradient[rows]
         ops.jacobian_accumulate_(kernel, part, grad=grad, weight=weights)
+
+
+def _sizes(data: SiteData, input: Tensor, b: Tensor, geometry: dict[str, Any]) -> Sizes:
+    m, c, width = b.shape[:3]
+    positions, groups = b.shape[3:].numel(), geometry["groups"]
+    fan_in = input.shape[1] // groups * math.prod(geometry["kernel_size"])
+    entries = fan_in * width
+    # Patches of maps in three dimensions are not unfolded; with groups, G has few entries and is cheap.
+    separable = groups == 1 and input.dim() == 4
+    return Sizes(m, c, positions, fan_in, width, m * c * positions * entries, entries, fan_in, separable)
+
+
+def _sweep_position_grams(
+    sizes: Sizes,
+    factor: float,
+    kernel: Tensor,
+    input: Tensor,
+    b: Tensor,
+    geometry: dict[str, Any],
+    tile_bytes: int,
+) -> None:
+    by_position = b.flatten(3).permute(0, 3, 1, 2)  # [m, T, c, O]
+    taps = [geometry[name] for name in ("kernel_size", "dilation", "padding", "stride")]
+
+    def operands(samples: slice) -> tuple[Tensor, Tensor]:
+        patches = torch.nn.functional.unfold(input[samples], *taps)  # [s, C taps, T]
+        return patches.transpose(1, 2).flatten(0, 1), by_position[samples].flatten(0, 1)
+
+    def product(left: slice, right: slice) -> Tensor:
+        (xa, xb), (za, zb) = operands(left), operands(right)
+        return ops.ntk_gram_cross([xa], [xb], [za], [zb], [factor**2])
+
+    position_grams_(kernel, sizes, sizes.block(tile_bytes, b.element_size()), product)
 
 
 def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor) -> Tensor:
@@ -134,6 +176,11 @@ def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter
     d = data.weighted(weights)  # [rows, O, ...]
     if use.role == "bias":
         return d.flatten(2).sum((0, 2)) * factor
+    return _weight_gradient(data, factor, weights, parameter)
+
+
+def _weight_gradient(data: SiteData, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
+    d = data.weighted(weights)
     stride, padding, dilation, groups = names.conv_geometry(data.node)
     assert isinstance(data.features, Tensor)
     input = data.features
@@ -161,13 +208,10 @@ def rank_factors(data: SiteData, use: Use, weights: Tensor, parameter: Tensor) -
     return None
 
 
-def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+def work(data: SiteData, use: Use, parameter: Tensor, tile_bytes: int) -> tuple[str, float]:
     """Route and multiply-adds of this use's part of the kernel."""
-    rows, fan_in = data.rows, parameter[0].numel()
+    rows = data.rows
     if use.role == "bias":
         return "gram", rows * rows * parameter.numel() / 2
-    # Every element of the outer map meets the filter taps of one channel of the other side.
-    transposed = names.is_transposed_convolution(data.node)
-    assert isinstance(data.features, Tensor)
-    maps = data.features.numel() * data.outputs if transposed else data.sensitivities.numel()
-    return "tiles", float(maps * fan_in + rows * rows * parameter.numel() / 2)
+    input, b, geometry = _operands(data, parameter)
+    return _sizes(data, input, b, geometry).choose(tile_bytes, b.element_size())

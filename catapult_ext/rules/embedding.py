@@ -15,6 +15,7 @@ from catapult_ext import ops
 from catapult_ext.graph import nodes as names
 from catapult_ext.graph.plan import Use
 from catapult_ext.rules.per_sample import rank_factors, scale
+from catapult_ext.rules.positions import GRAMS, Sizes, position_grams_
 from catapult_ext.rules.site_data import SiteData
 
 __all__ = ["rank_factors", "scale"]
@@ -82,12 +83,33 @@ def sweep_weight(
     """K += G G^T over the rows of the table that are in use."""
     tokens, b = _by_sample(data)
     b = cast(b * factor if factor != 1.0 else b)
+    sizes = _sizes(data, tokens, parameter)
+    if sizes.choose(tile_bytes, b.element_size())[0] == GRAMS:
+        by_position = b.transpose(1, 2)  # [n, T, c, width]
+
+        def product(left: slice, right: slice) -> Tensor:
+            same = (tokens[left].reshape(-1, 1) == tokens[right].reshape(1, -1)) & (
+                tokens[left].reshape(-1, 1) >= 0
+            )
+            outer = by_position[left].flatten(0, 2) @ by_position[right].flatten(0, 2).t()
+            c = data.outputs
+            outer.view(same.shape[0], c, same.shape[1], c).mul_(same[:, None, :, None])
+            return outer
+
+        position_grams_(kernel, sizes, sizes.block(tile_bytes, b.element_size()), product)
+        return
     used, ranks = tokens.unique(return_inverse=True)
     ranks = ranks - int(bool((used < 0).any()))  # padding, the smallest, becomes -1 again
     total = used.numel() - int(bool((used < 0).any()))
     step = max(1, tile_bytes // max(1, data.rows * b.shape[-1] * b.element_size()))
     for first in range(0, total, step):
         ops.jacobian_accumulate_(kernel, _scatter(ranks, b, slice(first, min(total, first + step))))
+
+
+def _sizes(data: SiteData, tokens: Tensor, parameter: Tensor) -> Sizes:
+    n, positions = tokens.shape
+    used, width = min(parameter.shape[0], tokens.numel()), parameter.shape[1]
+    return Sizes(n, data.outputs, positions, 0, width, data.sensitivities.numel(), used * width)
 
 
 def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor) -> Tensor:
@@ -106,8 +128,7 @@ def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter
     return result.index_add_(0, tokens.clamp_min(0), d * counted.unsqueeze(1))
 
 
-def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+def work(data: SiteData, use: Use, parameter: Tensor, tile_bytes: int) -> tuple[str, float]:
     """Route and multiply-adds of this use's part of the kernel."""
-    assert isinstance(data.features, Tensor)
-    used = min(parameter.shape[0], data.features.numel())
-    return "tiles", float(data.sensitivities.numel() + data.rows**2 * used * parameter.shape[1] / 2)
+    tokens, b = _by_sample(data)
+    return _sizes(data, tokens, parameter).choose(tile_bytes, b.element_size())

@@ -15,6 +15,7 @@ from torch import Tensor
 from catapult_ext import ops
 from catapult_ext.graph import nodes as names
 from catapult_ext.graph.plan import Use
+from catapult_ext.rules.positions import TILES, Sizes, position_grams_
 from catapult_ext.rules.site_data import SiteData
 
 NAME = "linear"
@@ -87,7 +88,23 @@ def sweep_weight(
     """K += G G^T for the weight over T > 1 positions; its gradient is cheaper as one product afterwards."""
     assert isinstance(data.features, Tensor)
     a, b = cast(data.by_sample(data.features)), cast(data.sensitivities_by_sample())
-    ops.jacobian_accumulate_tokens_(kernel, a, b, scale=factor, tile_bytes=tile_bytes)
+    sizes = _sizes(data, parameter)
+    if sizes.choose(tile_bytes, b.element_size())[0] == TILES:
+        ops.jacobian_accumulate_tokens_(kernel, a, b, scale=factor, tile_bytes=tile_bytes)
+        return
+    b = b.transpose(1, 2)  # [n, T, c, out]
+
+    def product(left: slice, right: slice) -> Tensor:
+        (xa, xb), (za, zb) = ((a[i].flatten(0, 1), b[i].flatten(0, 1)) for i in (left, right))
+        return ops.ntk_gram_cross([xa], [xb], [za], [zb], [factor**2])
+
+    position_grams_(kernel, sizes, sizes.block(tile_bytes, b.element_size()), product)
+
+
+def _sizes(data: SiteData, parameter: Tensor) -> Sizes:
+    width = data.sensitivities.shape[-1]
+    n, c, positions, entries = data.rows // data.outputs, data.outputs, data.positions, parameter.numel()
+    return Sizes(n, c, positions, entries // width, width, n * c * positions * entries, entries)
 
 
 def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor) -> Tensor:
@@ -135,12 +152,12 @@ def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter
     return product * factor if factor != 1.0 else product
 
 
-def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+def work(data: SiteData, use: Use, parameter: Tensor, tile_bytes: int) -> tuple[str, float]:
     """Route and multiply-adds of this use's part of the kernel."""
     rows, width = data.rows, data.sensitivities.shape[-1]
     if use.role == "bias":
         return "gram", rows * rows * width / 2
-    fan_in = parameter.numel() // width
     if data.positions == 1:
+        fan_in = parameter.numel() // width
         return "gram", (rows // data.outputs) ** 2 * fan_in / 2 + rows * rows * width / 2
-    return "tiles", rows * fan_in * width * (data.positions + rows / 2)
+    return _sizes(data, parameter).choose(tile_bytes, data.sensitivities.element_size())

@@ -92,6 +92,6 @@ def rank_factors(data: SiteData, use: Use, weights: Tensor, parameter: Tensor) -
     return None
 
 
-def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+def work(data: SiteData, use: Use, parameter: Tensor, tile_bytes: int) -> tuple[str, float]:
     """Route and multiply-adds of this use's part of the kernel: calls of the node, each over all its elements."""
     return "node calls", float(data.rows * data.sensitivities.numel() + data.rows**2 * parameter.numel() / 2)

@@ -62,7 +62,7 @@ def rank_factors(data: SiteData, use: Use, weights: Tensor, parameter: Tensor) -
     return None
 
 
-def work(data: SiteData, use: Use, parameter: Tensor) -> tuple[str, float]:
+def work(data: SiteData, use: Use, parameter: Tensor, tile_bytes: int) -> tuple[str, float]:
     """Route and multiply-adds of this use's part of the kernel: one pass over the sensitivities, then G G^T."""
     return "tiles", float(data.sensitivities.numel() + data.rows**2 * parameter.numel() / 2)
 

@@ -207,6 +207,61 @@ MORE: dict[str, Callable[[], nn.Module]] = {
 SLOW = {"batch norm, training": {"rows"}, "parameter used twice": {"rows"}}
 
 
+#: Few positions of wide layers, for which Gram matrices of the positions are cheaper; the parameter that takes them.
+WIDE: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "linear": ("1.weight", lambda: _seq(_map(2, 16), nn.Linear(16, 256), *_end(512, 2))),
+    "attention": (
+        "attend.in_proj_weight",
+        lambda: Call(
+            lambda m, x: m.last(m.attend(*[m.mix(x.view(-1, 2, 16))] * 3, need_weights=False)[0].mean(1)),
+            mix=nn.Linear(16, 64), attend=nn.MultiheadAttention(64, 2, batch_first=True), last=nn.Linear(64, 1),
+        ),
+    ),
+    "convolution": ("1.weight", lambda: _on_maps(nn.Conv2d(8, 16, 2), 16, shape=(8, 2, 2), outputs=3)),
+    "convolution 1d": ("1.weight", lambda: _on_maps(nn.Conv1d(8, 96, 3, stride=2, padding=1), 192, shape=(8, 4))),
+    "transposed convolution": (
+        "1.weight", lambda: _on_maps(nn.ConvTranspose2d(32, 16, 2), 64, shape=(32, 1, 1), outputs=3)
+    ),
+    "embedding": (
+        "table.weight",
+        lambda: Call(
+            lambda m, x: m.last(torch.tanh(m.table((x[:, :2].abs() * 1e4).long() % 999)).flatten(1)),
+            table=nn.Embedding(999, 40, padding_idx=3), last=nn.Linear(80, 2),
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_cheaper_of_two_exact_routes(name: str) -> None:
+    torch.manual_seed(5)
+    parameter, make = WIDE[name]
+    model = make().double()
+    x = torch.randn(21, 32, dtype=torch.float64)
+    x[3] = x[8]  # tokens in common
+    rows = brute_force.jacobian(model, x)
+    expected = brute_force.kernel_of(rows)
+    y = torch.randn(21, len(expected) // 21, dtype=torch.float64)
+    observation = cx.observe(model, x, y)
+    routes = {row.name: row.route for row in observation.layer_report}
+    assert routes[parameter] == "position grams"
+    assert brute_force.relative(observation.kernel, expected) <= 1e-10
+    assert torch.equal(observation.kernel, observation.kernel.T)
+    weights = (2 / y.numel() * observation.residual).reshape(-1)
+    gradient = torch.einsum("n,n...->...", weights, rows[parameter])
+    assert brute_force.relative(observation.gradients()[parameter], gradient) <= 1e-10
+    # Several blocks, and none where memory is short.
+    seen = set()
+    with pytest.raises(ValueError, match="too small") as caught:
+        cx.ntk(model, x, max_bytes=1)
+    smallest = int(str(caught.value).rsplit(" ", 1)[1])
+    for extra in (0, 30_000, 300_000):
+        bounded = cx.observe(model, x, y, max_bytes=smallest + extra)
+        assert brute_force.relative(bounded.kernel, expected) <= 1e-10
+        seen |= {row.route for row in bounded.layer_report if row.name == parameter}
+    assert seen <= {"tiles", "position grams"}
+
+
 def _make(name: str, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(5)
     model = {**MATRIX, **MORE}[name]()
