@@ -110,7 +110,50 @@ def test_the_longest_run_comes_first(tmp_path):
     assert all(a.size >= b.size for a, b in itertools.pairwise(jobs))
     assert jobs[0].size > jobs[-1].size
     assert len({(j.config, j.seed) for j in jobs}) == len(jobs)
-    assert len([j for j in jobs if len(j.names) == 2]) >= 4  # Fig. 2 shows runs of Fig. 3a
+
+
+#: Experiments that show runs of another one; the groups of which all are that one's, the conditions of a group.
+SHARED = [
+    ("fig2", "fig3-fcn", ["main", "below the critical rate"]),
+    ("fig13-fcn", "fig3-fcn", ["main", "below the critical rate"]),
+    ("fig13-cnn", "fig3-cnn", ["main", "below the critical rate"]),
+    ("fig17-fcn", "fig4-fcn", ["main", "below the critical rate"]),
+    ("fig17-cnn", "fig4-cnn", ["main", "below the critical rate"]),
+    ("fig18-fcn", "fig4-fcn", ["main: by catapults", "below the critical rate: by catapults"]),
+    ("fig18-cnn", "fig4-cnn", ["main: by catapults", "below the critical rate: by catapults"]),
+    ("fig26", "fig8", ["main", "without catapults"]),
+    ("table2-2-layer", "fig6", ["main"]),
+]
+
+
+@pytest.mark.parametrize(("name", "of", "shared"), SHARED)
+@pytest.mark.parametrize("preset", registry.PRESETS)
+def test_a_run_that_two_experiments_show_is_made_once(tmp_path, name, of, shared, preset):
+    requests = [registry.get(experiment).request(preset) for experiment in (name, of)]
+    (mine, _), (theirs, _), (both, _) = (
+        runner.jobs_of(wanted, tmp_path, None, 1) for wanted in ([requests[0]], [requests[1]], requests)
+    )
+    common = {(j.config, j.seed) for j in mine} & {(j.config, j.seed) for j in theirs}
+    assert common == {
+        member
+        for group, conditions in requests[0].groups().items()
+        for condition, members in conditions.items()
+        for member in members
+        if group in shared or f"{group}: {condition}" in shared
+    }
+    assert len(both) == len(mine) + len(theirs) - len(common) < len(mine) + len(theirs)
+    for made in both:
+        named = {words.split(",")[0] for words in made.names}
+        assert (named == {name, of}) == ((made.config, made.seed) in common)
+
+
+def test_smoke_runs_of_a_figure_are_there_once_another_has_made_them(smoke):
+    """The figures were run in turn, the last of the paper first: Fig. 26 before Fig. 8, Fig. 18 before Fig. 4."""
+    for name in ("fig8", "fig4-fcn", "fig4-cnn", "fig17-fcn", "fig2"):
+        request = registry.get(name).request("smoke")
+        (head,) = (text for text in smoke.text.split(" runs to make, ") if f"\n{request.key}\n" in text)
+        count = len({m for c in request.groups().values() for members in c.values() for m in members})
+        assert head.startswith(f"{count} already finished")
 
 
 @pytest.mark.parametrize(
