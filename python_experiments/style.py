@@ -33,12 +33,12 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 LOSS, TOP, REST, KERNEL, CRITICAL, RATE = BLACK, VERMILION, BLUE, PURPLE, GREEN, ORANGE
 GREY = "#8a8a8a"
 
-#: Dots per inch of the stored plots.
+#: Dots per inch of the stored plots, and the files that each is stored as; the report shows the first.
 DPI = 160
+SUFFIXES = (".png", ".pdf")
 
 RC = {
     "figure.dpi": 110,
-    "savefig.dpi": DPI,
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -109,12 +109,13 @@ def plain_ticks(ax: Axes) -> None:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf and close the figure; the same results give the same files."""
+    """Write `stem` with each of `SUFFIXES` and close the figure; the same results give the same files."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
+    files = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     with plt.rc_context(RC):
         for file in files:
-            figure.savefig(file, metadata={"CreationDate": None} if file.suffix == ".pdf" else None)
+            metadata = {"CreationDate": None} if file.suffix == ".pdf" else None
+            figure.savefig(file, dpi=DPI, metadata=metadata)
             figure.set_layout_engine("none")  # it is laid out now; once more would take most of the time
     plt.close(figure)
     return files

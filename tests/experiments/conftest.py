@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from python_experiments import registry
-from tests.experiments.helpers import Page, call
+from tests.experiments.helpers import Page, call, drafts
 
 
 class Smoke(NamedTuple):
@@ -27,6 +27,12 @@ class Smoke(NamedTuple):
 def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """No image set but the embedded one, whatever the machine has."""
     monkeypatch.delenv("CATAPULT_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots as the tests look at them: drawing them in full takes longer than all smoke runs."""
+    drafts(monkeypatch)
 
 
 def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
@@ -76,8 +82,12 @@ def report_file(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the smoke runs."""
     from python_experiments import report
 
-    _, file = _once(tmp_path_factory, "report", lambda folder: str(report.write(smoke.out)))
-    return Path(file)
+    def make(folder: Path) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            drafts(patch)
+            return str(report.write(smoke.out))
+
+    return Path(_once(tmp_path_factory, "report", make)[1])
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
+from python_experiments import style
 from python_experiments.cli import app
 
 VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})
@@ -19,6 +21,12 @@ def call(*arguments: object, code: int = 0) -> Any:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output + repr(result.exception)
     return result
+
+
+def drafts(patch: pytest.MonkeyPatch) -> None:
+    """Store plots in half the resolution, and as PNG alone."""
+    patch.setattr(style, "DPI", 80)
+    patch.setattr(style, "SUFFIXES", (".png",))
 
 
 class ExitsWhenUsed:

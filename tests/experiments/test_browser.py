@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from python_experiments import registry
+from python_experiments import registry, style
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -86,9 +86,10 @@ def test_nothing_is_cut_off_too_small_or_overlapping(report_file, tmp_path, widt
     assert found["stacked"] is phone  # cells below one another on a phone, side by side on a desk
     assert len(found["images"]) == found["figures"] == len(registry.all_experiments())
     for natural, shown in found["images"]:
-        assert natural > 400  # decoded
-        # 160 dots an inch: letters of 10 points are at least 10 pixels high on a phone, 6.5 on a desk
-        assert shown / natural >= (0.44 if phone else 0.29)
+        inches = natural / style.DPI
+        assert inches > 2.5  # decoded
+        # Letters of 10 points are at least 10 pixels high on a phone, 6.5 on a desk.
+        assert shown / inches >= (70 if phone else 46)
     assert len(set(found["verdicts"])) >= 2  # what holds and what fails have colours of their own
 
 

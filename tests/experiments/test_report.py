@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
 
-from python_experiments import readings, registry, report, results, sweep, training
+from python_experiments import readings, registry, report, results, style, sweep, training
 from tests.experiments.helpers import Page, letters
+from tests.experiments.synthetic import groups_of
 
 EXPERIMENTS = list(registry.all_experiments())
 
@@ -83,15 +85,29 @@ def test_the_overview_has_a_row_for_each_claim(smoke, report_page):
             assert row["verdict"] == letters(f"{'✓' if verdict.word == 'holds' else '✗'}{verdict.word}")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_plots_are_stored_as_png_and_pdf(smoke, report_file, name):
-    stem = smoke.out / "plots" / registry.get(name).request("smoke").key
-    image = stem.with_name(stem.name + ".png").read_bytes()
+def size_of(image):
+    """Width and height of a PNG in pixels."""
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
-    assert min(width, height) > 400
+    return tuple(int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_plot_is_stored_beside_the_report(smoke, report_file, name):
+    request = registry.get(name).request("smoke")
+    image = (smoke.out / "plots" / f"{request.key}.png").read_bytes()
+    assert min(size_of(image)) > 2.5 * style.DPI
     assert len(image) > 5000
-    drawing = stem.with_name(stem.name + ".pdf").read_bytes()
+    assert base64.b64encode(image).decode() in report_file.read_text(encoding="utf-8")
+
+
+def test_plots_are_stored_as_png_and_pdf(tmp_path, monkeypatch):
+    monkeypatch.undo()  # in full, not as a draft
+    figure = registry.get("fig3-fcn").plot(groups_of("fig3-fcn"))
+    inches = figure.get_size_inches()
+    files = style.save(figure, tmp_path / "plots" / "fig3-fcn")
+    assert [file.name for file in files] == ["fig3-fcn.png", "fig3-fcn.pdf"]
+    image, drawing = (file.read_bytes() for file in files)
+    assert size_of(image) == pytest.approx(tuple(160 * inches), abs=1)
     assert drawing.startswith(b"%PDF-")
     assert drawing.rstrip().endswith(b"%%EOF")
     assert b"/FontFile2" in drawing  # letters stay letters
