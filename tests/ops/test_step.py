@@ -61,11 +61,18 @@ def test_updates_in_place(rows, height, width, kind, weighted, layout, level, do
     assert ((parameter.detach().double() - expected).abs() <= bound).all()
 
 
-def test_several_updates_in_one_call():
+@pytest.mark.parametrize("weighted", [True, False])
+def test_several_updates_in_one_call(device, weighted):
     shapes = [(5, 3), (1, 100), (129, 31)]
+    weight = torch.randn(9, 1, device=device) if weighted else None
     updates = [
-        (torch.randn(p, q), torch.randn(9, p), torch.randn(9, q), torch.randn(9, 1), 0.1 * (i + 1))
+        (torch.randn(p, q), torch.randn(9, p), torch.randn(9, q), None, 0.1 * (i + 1))
         for i, (p, q) in enumerate(shapes)
+    ]
+    updates.append((torch.randn(40), None, torch.randn(9, 40), None, -0.7))
+    updates = [
+        (*(t if t is None else t.to(device) for t in (matrix, left, right)), weight, scale)
+        for matrix, left, right, _, scale in updates
     ]
     expected = [exact(*update)[0] for update in updates]
     ops.rank_updates_(updates)
@@ -100,6 +107,14 @@ def test_residual(simd, dtype, shape, layout):
     assert squares.dtype == dtype
     assert squares.shape == ()
     assert squares.double() == pytest.approx(float((f - y).double().square().sum()), rel=1e-6)
+
+
+def test_residual_on_each_device(device):
+    f, y = torch.randn(33, 7, device=device), torch.randn(33, 7, device=device)
+    r, squares = ops.residual(f, y)
+    assert torch.equal(r, f - y)
+    assert squares.device == f.device
+    assert float(squares) == pytest.approx(float((f - y).double().square().sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
