@@ -12,6 +12,9 @@ from training_reference import Recipe
 
 import catapult_ext as cx
 
+#: Steps between two records away from spikes, of the kinds that record densely around them.
+SPARSE = 25
+
 
 def model(kind: str) -> nn.Sequential:
     """The network that a run of this kind starts from."""
@@ -27,18 +30,33 @@ def run(
     network: nn.Module | None = None,
     **changes: object,
 ) -> cx.History:
-    """Train in `root`: "gd" and "sgd" with relative rates and every recorder, "batchnorm" by GD."""
+    """Train in `root`.
+
+    "gd" and "sgd" with relative rates and every recorder, "batchnorm" by GD; "adam" on batches and "catapults", GD
+    that is raised for catapults, record densely around spikes and keep tensors.
+    """
     torch.set_num_threads(1)
     recipe = Recipe(torch.float32)
     data = recipe.split()
-    recorders: list[cx.Recorder] = [cx.BatchCriticalRate(), cx.Spectrum(k=2, every=3)]
-    if kind != "batchnorm":
+    rise = 20.0 if kind == "adam" else 1.5  # the losses of small batches scatter
+    around = cx.AroundSpikes(before=4, after=2, every=SPARSE, rise=rise)
+    recorders: list[cx.Recorder] = [cx.BatchCriticalRate()]
+    if kind in ("adam", "catapults"):
+        recorders += [cx.Spectrum(k=2, every=around), cx.AGOP(size=3, every=around)]
+    else:
+        recorders.append(cx.Spectrum(k=2, every=3))
+    if kind in ("gd", "sgd"):
         recorders.append(cx.AGOPAlignment(reference=torch.eye(recipe.d), every=4))
+    algorithms: dict[str, cx.Algorithm] = {"sgd": cx.SGD(4), "adam": cx.Adam(4)}
+    schedules: dict[str, cx.Schedule] = {
+        "adam": cx.Constant(0.05),
+        "catapults": cx.CatapultSchedule(c=1.5, s=2),
+    }
     arguments: dict[str, object] = {
-        "algorithm": cx.SGD(4) if kind == "sgd" else cx.GD(),
-        "schedule": cx.Stepwise({0: 0.4, 3: 0.6, 7: 0.5}, relative=True),
+        "algorithm": algorithms.get(kind, cx.GD()),
+        "schedule": schedules.get(kind, cx.Stepwise({0: 0.4, 3: 0.6, 7: 0.5}, relative=True)),
         "recorders": recorders,
-        "probe": data.train if kind == "sgd" else None,
+        "probe": data.train if kind in ("sgd", "adam") else None,
         "stop": cx.Stop(max_steps=steps),
         "validate_every": 2,
         "seed": 3,
