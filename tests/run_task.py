@@ -39,7 +39,7 @@ def run(
     recipe = Recipe(torch.float32)
     data = recipe.split()
     rise = 20.0 if kind == "adam" else 1.5  # the losses of small batches scatter
-    around = cx.AroundSpikes(before=4, after=2, every=SPARSE, rise=rise)
+    around = cx.AroundSpikes(before=10, after=2, every=SPARSE, rise=rise)
     recorders: list[cx.Recorder] = [cx.BatchCriticalRate()]
     if kind in ("adam", "catapults"):
         recorders += [cx.Spectrum(k=2, every=around), cx.AGOP(size=3, every=around)]
