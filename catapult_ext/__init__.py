@@ -10,7 +10,7 @@ from catapult_ext.build import build_info
 from catapult_ext.eigen import TopEigh, critical_lr, spectral_norm, top_eigh
 from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.hessian import hessian_top
-from catapult_ext.layer_agop import layer_agop, nfa_correlation
+from catapult_ext.layer_agop import layer_agop, layer_gradients, nfa_correlation
 from catapult_ext.losses import decompose_loss
 from catapult_ext.ntk import jacobian, ntk
 from catapult_ext.observe import LayerReport, Observation, Observer, observe
@@ -98,6 +98,7 @@ __all__ = [
     "input_gradients",
     "jacobian",
     "layer_agop",
+    "layer_gradients",
     "models",
     "nfa_correlation",
     "ntk",

@@ -18,11 +18,41 @@ from catapult_ext.agop import (
 from catapult_ext.errors import UnsupportedModule
 from catapult_ext.graph import Plan
 from catapult_ext.observe.inputs import check_input
-from catapult_ext.observe.layer_gradients import LayerGradients, layer_gradients
+from catapult_ext.observe.layer_gradients import LayerGradients
+from catapult_ext.observe.layer_gradients import layer_gradients as factors_of
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.sweep import Sweep
 
-__all__ = ["layer_agop", "nfa_correlation"]
+__all__ = ["layer_agop", "layer_gradients", "nfa_correlation"]
+
+
+def layer_gradients(
+    model: nn.Module, x: Tensor, *, params: Iterable[str | Tensor] | None = None
+) -> dict[str, Tensor]:
+    """D f_ij / d (input of a layer) for every layer: what `layer_agop` averages the outer products of.
+
+    `agop_alignment` takes these themselves, so that two layers' AGOPs are compared without a d x d matrix; for the
+    linear layer behind a flattened map (d = 32768 at 32 channels of 32 x 32) that matrix would have 4 GiB.
+
+    Args:
+        model: as for `layer_agop`; left exactly as found.
+        x: samples [n, ...].
+        params: names or tensors of the layers; default all layers that require grad.
+
+    Returns:
+        By parameter name [n, c T, d], index j T + t in the middle; several uses of a weight follow each other in no
+        particular order. The AGOP is G^T G / n of the rows.
+
+    Raises:
+        TypeError, ValueError, UnsupportedModule, NonFinite: as `layer_agop`.
+
+    Cost: the sweep of `layer_agop`, then n c T w d multiply-adds for each layer.
+    """
+    state = ModelState(model, params)
+    check_input(x, state.device)
+    with state.untouched(), torch.no_grad():
+        layers = next(_Source(state, x, params is not None).blocks(len(x)))
+        return {name: layer.gradients().unflatten(0, (len(x), -1)) for name, layer in layers.items()}
 
 
 def layer_agop(
@@ -66,7 +96,7 @@ def layer_agop(
 
     Returns:
         By parameter name [d, d], symmetric positive semi-definite, dtype of the model. For the first layer of a
-        network that takes x in no other place this is `agop`.
+        network that takes x in no other place this is `agop`. Where d is too large for d x d: `layer_gradients`.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; `max_bytes` too small names the smallest that works; an
@@ -121,7 +151,7 @@ class _Source:
     def _sweep(self, x: Tensor, check_coupling: bool) -> dict[str, LayerGradients]:
         sweep = Sweep(self._state, x, self._plans, verify="first", input_gradient=check_coupling)
         with torch.no_grad():
-            return layer_gradients(sweep, self._names)
+            return factors_of(sweep, self._names)
 
     def blocks(self, size: int) -> Iterator[dict[str, LayerGradients]]:
         """The layers of x[0 : size], x[size : 2 size], ..."""

@@ -170,6 +170,28 @@ def test_every_layer_against_autograd(name: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["linear", "tokens", "called twice", "groups", "no padding, outputs"])
+def test_gradients_and_alignment_without_the_matrices(name: str) -> None:
+    torch.manual_seed(1)
+    model, other, x = _MODULES[name](), _MODULES[name](), _x(5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    got, others = cx.layer_gradients(model, x), cx.layer_gradients(other, x)
+    g, h = cx.layer_agop(model, x), cx.layer_agop(other, x)
+    for layer, gradients in _gradients(model, x, list(g)).items():
+        each = got[layer].view_as(gradients)
+        if name == "called twice":  # in no particular order
+            each, gradients = (t.gather(2, t[..., :1].argsort(2).expand_as(t)) for t in (each, gradients))
+        assert brute_force.relative(each, gradients) <= 1e-10
+        for kind in ("cosine", "pearson"):
+            expected = float(cx.agop_alignment(g[layer], h[layer], correlation=kind))
+            value = cx.agop_alignment(got[layer], others[layer], correlation=kind)
+            assert float(value) == pytest.approx(expected, abs=1e-10)
+    first = next(iter(got))
+    assert torch.equal(cx.layer_gradients(model, x, params=[first])[first], got[first])
+
+
 def test_first_layer_is_the_agop_of_the_input() -> None:
     for name in ("in-place relu", "three outputs"):
         model, x = make(name, 4), _x(6)
