@@ -25,12 +25,15 @@ __all__ = [
     "is_data_dependent",
     "is_leaf",
     "is_scalar_product",
+    "is_scaling",
     "is_transpose",
     "is_transposed_convolution",
     "linear_features",
     "linear_scale",
     "norm_saved",
     "output_count",
+    "output_shape",
+    "reads_data",
     "repeats",
     "scalar_factor",
     "type_name",
@@ -152,6 +155,11 @@ def is_scalar_product(node: Node, argument: int) -> bool:
     return isinstance(saved, Tensor) and saved.dim() == 0
 
 
+def is_scaling(node: Node) -> bool:
+    """True for a tensor times a number."""
+    return any(is_scalar_product(node, k) for k, (n, _) in enumerate(node.next_functions) if n is not None)
+
+
 def scalar_factor(node: Node, argument: int) -> float:
     """Factor of a node that `is_scalar_product`."""
     name = type_name(node)
@@ -159,6 +167,17 @@ def scalar_factor(node: Node, argument: int) -> float:
         return -1.0
     value = float(node._saved_other if argument == 0 else node._saved_self)
     return 1.0 / value if name == "DivBackward0" else value
+
+
+def output_shape(node: Node, which: int) -> tuple[int, ...]:
+    """Shape of one output of the forward operation."""
+    return tuple(node._input_metadata[which].shape)
+
+
+def reads_data(node: Node) -> bool:
+    """True for nodes whose output may hold samples although no activation reaches them through an edge."""
+    name = type_name(node)
+    return is_data_dependent(node) or name in ("EmbeddingBackward0", "ExpandBackward0", "RepeatBackward0")
 
 
 def linear_features(node: Node) -> Tensor:

@@ -48,6 +48,10 @@ class Use:
     argument: int  # which input of the node
     transposed: bool  # the parameter reaches the node transposed
     factors: tuple[tuple[int, int], ...]  # (node, argument) of scalar products on the way
+    # What arrives (before transpositions and factors) is a function of parameters alone, such as a slice or a
+    # normalised weight: (node, output) where it comes out, and its shape. None for the parameter itself.
+    through: tuple[int, int] | None = None
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class Plan:
     routes: list[str] = field(default_factory=list)  # by parameter
     reasons: list[str] = field(default_factory=list)  # by parameter: why this route
     leaves: list[tuple[int, int]] = field(default_factory=list)  # (position, parameter)
+    passed: frozenset[int] = frozenset()  # nodes found by certification to see no samples
+    of_parameters: frozenset[int] = frozenset()  # sites that would see none if they have no row map
     data_dependent: bool = False
     batched_cotangents: bool = False  # several outputs: one batched backward instead of a loop
     certified: bool = False  # every row map was settled by live rows
@@ -122,7 +128,8 @@ class Plan:
             live=live,
             nodes=tuple(self.sites[site].node for site in live),
             with_features=tuple(fed.get(site) for site in live),
-            calls_nodes=any(self.sites[site].rule.CALLS_NODE for site in live),
+            calls_nodes=any(self.sites[site].rule.CALLS_NODE for site in live)
+            or any(use.through is not None for use in uses),
             gram=gram,
             tiles=on[Route.TILES],
             rows=on[Route.ROWS],
@@ -142,7 +149,7 @@ def _parents(walk: Walk) -> list[list[tuple[int, int, int]]]:
 
 
 class _Builder:
-    def __init__(self, walk: Walk, parameters: list[torch.Tensor]) -> None:
+    def __init__(self, walk: Walk, parameters: list[torch.Tensor], passed: frozenset[int]) -> None:
         from catapult_ext.rules import find_rule  # rules build on the graph room; only this call looks up
 
         self.find_rule = find_rule
@@ -152,7 +159,10 @@ class _Builder:
             uses=[[] for _ in parameters],
             routes=[Route.UNUSED] * len(parameters),
             reasons=["the output does not depend on it"] * len(parameters),
+            passed=passed,
         )
+        self.position = {node: index for index, node in enumerate(walk.nodes)}
+        self.known: dict[int, bool] = {}
         self.index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.site_of: dict[tuple[int, str], int] = {}
         self.argument_of: dict[tuple[int, str], int] = {}
@@ -184,45 +194,95 @@ class _Builder:
             self.plan.demote(parameter, "two arguments of one operation are parameters")
             return
         rules = [self.plan.sites[use.site].rule for use in uses]
-        single = len(uses) == 1 and rules[0].SHORTCUT
+        single = len(uses) == 1 and rules[0].SHORTCUT and uses[0].through is None
         self.plan.routes[parameter] = Route.GRAM if single else Route.TILES
         self.plan.reasons[parameter] = " + ".join(dict.fromkeys(rule.NAME for rule in rules))
 
+    def _of_parameters(self, position: int) -> bool:
+        """Whether a node's output is a function of parameters alone, as far as the edges of the graph tell."""
+        if position not in self.known:
+            node = self.walk.nodes[position]
+            if names.is_leaf(node):
+                self.known[position] = id(node.variable) in self.index
+            else:
+                below = [following for following, _ in node.next_functions]
+                known = position in self.plan.passed or not (
+                    names.reads_data(node) or (None in below and not names.is_scaling(node))
+                )
+                self.known[position] = known and all(
+                    self._of_parameters(self.position[following])
+                    for following in below
+                    if following is not None
+                )
+        return self.known[position]
+
     def _uses(
-        self, position: int, transposed: bool, factors: tuple[tuple[int, int], ...]
+        self,
+        position: int,
+        transposed: bool,
+        factors: tuple[tuple[int, int], ...],
+        through: tuple[int, int] | None = None,
+        inside: bool = False,
     ) -> tuple[list[Use], str | None]:
-        """Follow transpositions and scalar factors from a parameter up to the sites that take it."""
-        found: list[Use] = []
+        """Follow transpositions and scalar factors from a parameter up to the sites that take it.
+
+        `inside`: the node at `position` computes something from parameters alone, which is what its sites take.
+        """
+        found: dict[tuple[int, int], Use] = {}
         for consumer, argument, which in self.parents[position]:
             node = self.walk.nodes[consumer]
-            if which != 0:
-                return found, f"it reaches {names.type_name(node)} through a second output"
+            if inside:
+                through = (position, which)
             on_the_way = names.is_transpose(node) or names.is_scalar_product(node, argument)
             if on_the_way:
                 swap = names.is_transpose(node)
                 step = factors if swap else (*factors, (consumer, argument))
-                uses, problem = self._uses(consumer, transposed ^ swap, step)
-                found += uses
-                if problem is not None:
-                    return found, problem
-                continue
-            rule, role, problem = self.find_rule(
-                node, argument, self.parents[consumer], bool(factors), transposed
-            )
+                uses, problem = self._uses(consumer, transposed ^ swap, step, through)
+            elif self._of_parameters(consumer):
+                uses, problem = self._uses(consumer, False, (), inside=True)
+            else:
+                uses, problem = self._site(consumer, argument, transposed, factors, through)
+            for use in uses:  # two ways through functions of parameters end in one use
+                found[use.site, use.argument] = use
             if problem is not None:
-                return found, problem
-            key = (consumer, rule.NAME)
-            if key not in self.site_of:
-                self.site_of[key] = len(self.plan.sites)
-                self.plan.sites.append(Site(consumer, rule))
-            found.append(Use(self.site_of[key], role, argument, transposed, factors))
-        return found, None
+                return list(found.values()), problem
+        return list(found.values()), None
+
+    def _site(
+        self,
+        consumer: int,
+        argument: int,
+        transposed: bool,
+        factors: tuple[tuple[int, int], ...],
+        through: tuple[int, int] | None,
+    ) -> tuple[list[Use], str | None]:
+        node = self.walk.nodes[consumer]
+        rule, role, problem = self.find_rule(
+            node, argument, self.parents[consumer], bool(factors), transposed
+        )
+        if problem is not None:
+            return [], problem
+        key = (consumer, rule.NAME)
+        if key not in self.site_of:
+            self.site_of[key] = len(self.plan.sites)
+            self.plan.sites.append(Site(consumer, rule))
+        site = self.site_of[key]
+        others = [following for k, (following, _) in enumerate(node.next_functions) if k != argument]
+        if rule.MEETS_ANYTHING and all(n is None or self._of_parameters(self.position[n]) for n in others):
+            self.plan.of_parameters |= {site}
+        shape = () if through is None else names.output_shape(self.walk.nodes[through[0]], through[1])
+        return [Use(site, role, argument, transposed, factors, through, shape)], None
 
 
-def build_plan(walk: Walk, parameters: list[torch.Tensor]) -> Plan:
+def build_plan(walk: Walk, parameters: list[torch.Tensor], passed: frozenset[int] = frozenset()) -> Plan:
     """Find every use of `parameters` in the walk and choose each parameter's route.
+
+    Args:
+        walk: of the output.
+        parameters: those to observe.
+        passed: positions of nodes that take a parameter and, as certification found, see no samples.
 
     Raises:
         UnsupportedModule: a node hides part of the graph (reentrant checkpointing).
     """
-    return _Builder(walk, parameters).build()
+    return _Builder(walk, parameters, passed).build()

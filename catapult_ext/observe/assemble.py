@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.graph.plan import Route, Use
-from catapult_ext.observe.sweep import Sweep
+from catapult_ext.graph.plan import Route
+from catapult_ext.observe.sweep import Sweep, arriving
 
 __all__ = ["Assembler", "MemoryPlan", "Term"]
 
@@ -84,13 +85,15 @@ class Assembler:
     def terms(self) -> dict[tuple[int, ...], Term]:
         """Parts of the kernel that are Hadamard products of two Gram matrices, by the parameters they cover."""
         found: dict[tuple[int, ...], Term] = {}
+        sweep = self.sweep
+        every, factors, parameters = sweep.plan.uses, sweep.factors, sweep.state.parameters
         for index, all_roles in self.layout.gram.items():
-            data = self.sweep.sites.get(index)
+            data = sweep.sites.get(index)
             only = self.only
             roles = all_roles if only is None else {r: i for r, i in all_roles.items() if i in only}
             if data is None or not roles:
                 continue
-            uses = {role: self._single(i) for role, i in roles.items()}
+            uses = {role: (every[i][0], factors[i][0], parameters[i]) for role, i in roles.items()}
             for covered, a, b, scale, beta in data.site.rule.terms(data, uses):
                 a = b.new_empty((b.shape[0], 0)) if a is None else a
                 if self.dtype != b.dtype:
@@ -98,15 +101,15 @@ class Assembler:
                 found[tuple([roles[role] for role in covered])] = (a, b, scale, beta)
         return found
 
-    def _single(self, i: int) -> tuple[Use, float, Tensor]:
-        """The only use of a parameter on the Gram route, its factor and the parameter."""
-        sweep = self.sweep
-        return sweep.plan.uses[i][0], sweep.factors[i][0], sweep.state.parameters[i]
-
     def _rules(self, i: int) -> list[Any]:
         """Rules of a parameter's uses."""
         plan = self.sweep.plan
         return [plan.sites[use.site].rule for use in plan.uses[i]]
+
+    def _is_whole(self, i: int) -> bool:
+        """Whether per-sample gradients of a parameter are formed in one piece."""
+        through = any(use.through is not None for use in self.sweep.plan.uses[i])
+        return through or any(rule.HOLDS_WHOLE for rule in self._rules(i))
 
     # ---- memory
 
@@ -126,7 +129,9 @@ class Assembler:
             parameter = self.sweep.state.parameters[i]
             if self.sweep.plan.routes[i] == Route.ROWS:
                 smallest_tile = max(smallest_tile, self.rows * parameter.numel() * size)
-            elif any(rule.HOLDS_WHOLE for rule in self._rules(i)):
+            elif self._is_whole(i):
+                passing = [math.prod(use.shape) for use in self.sweep.plan.uses[i] if use.through is not None]
+                fixed += self.rows * max(passing, default=0) * size
                 fixed += self.rows * parameter.numel() * size
             else:
                 row = parameter.numel() // parameter.shape[0] if parameter.dim() else 1
@@ -211,6 +216,8 @@ class Assembler:
         size = torch.finfo(self.dtype).bits // 8
         row = parameter.numel() // max(total, 1) * size * (self.rows + other_rows)
         step = max(1, min(total, self.memory.tile // max(1, row)))
+        if any(use.through is not None for use in self.sweep.plan.uses[i]):
+            return max(total, 1)
         multiple = max(rule.TILE_ROWS for rule in self._rules(i))
         return step - step % multiple if multiple < step < total else step
 
@@ -225,7 +232,11 @@ class Assembler:
                 data = self.sweep.sites.get(use.site)
                 if data is None:
                     continue
-                part = data.site.rule.tile(data, use, factor, rows, parameter)
+                own = rows if use.through is None else slice(0, use.shape[0] if use.shape else 1)
+                part = data.site.rule.tile(data, use, factor, own, arriving(use, parameter))
+                if use.through is not None:  # all rows at once
+                    part = self.sweep.pull_back(use, parameter, part.view(self.rows, *use.shape))
+                    part = part if parameter.dim() else part.unsqueeze(1)
                 summed = part if summed is None else summed + part
             if summed is not None:
                 yield rows, self._cast(summed)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.errors import UnsupportedModule
+from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import nodes
 from catapult_ext.graph.plan import Route, Use
 from catapult_ext.observe.sweep import Sweep
@@ -72,13 +72,25 @@ class LayerGradients:
     def add_outer_product(self, out: Tensor, scale: float) -> None:
         """Out [d, d] += scale G^T G in out's dtype, through whichever of B W and B^T B costs less."""
         w, d = self.weight.shape
-        b, weight = self.sensitivities.flatten(0, 2).to(out.dtype), self.weight.to(out.dtype)
+        b, weight = self.sensitivities.to(out.dtype), self.weight.to(out.dtype)
         if self.rows * d * (w + d / 2) <= self.rows * w * w / 2 + w * d * (w + d):
-            ops.agop_reduce(b @ weight, scale, out=out)
+            ops.agop_reduce(b.flatten(0, 2) @ weight, scale, out=out)
             return
-        inner = ops.agop_reduce(b, scale)  # B^T B [w, w]
-        product = weight.t() @ (inner @ weight)
+        product = weight.t() @ ((_gram(b) * scale) @ weight)
         out.add_(product + product.t(), alpha=0.5)  # rounding makes the two triangles differ
+
+
+def _gram(b: Tensor) -> Tensor:
+    """B^T B [w, w] of B [n, c, T, w]."""
+    if b.stride(-1) == 1 or b.shape[3] > b.shape[2]:
+        return ops.agop_reduce(b.flatten(0, 2))
+    # Maps of a convolution lie channel by channel: sample by sample they need no copy, which would cost twice as much.
+    each = b.flatten(0, 1)  # [n c, T, w]
+    gram = torch.bmm(each.transpose(1, 2), each).sum(0, dtype=torch.float64)
+    if not bool(torch.isfinite(gram).all()):
+        raise NonFinite("model: the sensitivities of a convolution are not finite, or overflow when squared")
+    gram = gram.to(b.dtype)
+    return (gram + gram.t()).mul_(0.5)
 
 
 def layer_gradients(sweep: Sweep, names: Iterable[str] | None) -> dict[str, LayerGradients]:
@@ -122,6 +134,8 @@ def _problem(sweep: Sweep, i: int) -> str | None:
         return "the output does not depend on it"
     if route == Route.ROWS:
         return f"{plan.reasons[i]}, so that its sensitivities are not known sample by sample"
+    if any(use.through is not None for use in uses):
+        return "what the layer is given is computed from it"
     other = [use for use in uses if not _is_layer(sweep, use)]
     if other:
         kinds = sorted({nodes.type_name(_node(sweep, use)) for use in other})

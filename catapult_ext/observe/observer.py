@@ -16,7 +16,7 @@ from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
 from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, versions
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
-from catapult_ext.observe.sweep import Sweep, outputs_2d
+from catapult_ext.observe.sweep import Sweep, arriving, outputs_2d
 
 __all__ = ["Observer", "check_target", "observe"]
 
@@ -241,7 +241,9 @@ def _report(state: ModelState, assembler: Assembler) -> list[LayerReport]:
             for use in plan.uses[i]:
                 data = sweep.sites.get(use.site)
                 if data is not None:
-                    kind, work = data.site.rule.work(data, use, parameter, assembler.memory.tile)
+                    kind, work = data.site.rule.work(
+                        data, use, arriving(use, parameter), assembler.memory.tile
+                    )
                     route = kind if plan.routes[i] == Route.GRAM else route
                     route = kind if kind == "node calls" else route
                     flops += work

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from catapult_ext.errors import NonFinite, UnsupportedModule
-from catapult_ext.graph import Plan, build_plan, nodes, walk
+from catapult_ext.graph import Plan, Walk, build_plan, nodes, walk
 from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
+from catapult_ext.graph.plan import Use
 from catapult_ext.observe.inputs import Inputs, count, signature
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.rules.site_data import SiteData
 
-__all__ = ["Sweep", "outputs_2d"]
+__all__ = ["Sweep", "arriving", "outputs_2d"]
 
 # How many kernel rows the exact fallback sends through one batched backward.
 _ROWS_PER_BACKWARD = 32
@@ -40,6 +41,11 @@ def outputs_2d(output: Any, x: Inputs) -> Tensor:
     if output.grad_fn is None:
         raise ValueError("model: its output does not depend on a parameter that requires grad")
     return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def arriving(use: Use, parameter: Tensor) -> Tensor:
+    """The parameter, or of what arrives in its place at a use the shape."""
+    return parameter if use.through is None else parameter.new_empty(()).expand(use.shape)
 
 
 def _cotangents(outputs: str | int, output: Tensor) -> Tensor | None:
@@ -130,10 +136,10 @@ class Sweep:
         self.input_gradients: Tensor | None = None
         plan.observations += 1
         if self._due(plan, verify):
-            self._certify(plan, input_gradient)
+            plan = self._certified(plans, key, graph, input_gradient)
         features, gradients = self._read(plan, input_gradient, keep_graph)
         if not plan.certified and self._has_woken(plan, gradients):
-            self._certify(plan, input_gradient)
+            plan = self._certified(plans, key, graph, input_gradient)
             features, gradients = self._read(plan, input_gradient, keep_graph)
         layout, walked = plan.layout, graph.nodes
         self.sites: dict[int, SiteData] = {}
@@ -146,6 +152,16 @@ class Sweep:
             shape = (self.outputs, *self.x.shape)
             stacked = self.x.new_zeros(shape) if last is None else last.reshape(shape)
             self.input_gradients = stacked.transpose(0, 1)
+
+    def _certified(self, plans: dict[Any, Plan], key: Any, graph: Walk, input_gradient: bool) -> Plan:
+        """The plan once it is certified, built anew where a parameter meets no samples at its site."""
+        while True:
+            plan = self.plan
+            blind = self._certify(plan, input_gradient)
+            if not blind:
+                return plan
+            self.plan = plans[key] = build_plan(graph, self.state.parameters, plan.passed | blind)
+            self.plan.observations = plan.observations
 
     def _read(
         self, plan: Plan, input_gradient: bool, keep_graph: bool
@@ -249,8 +265,12 @@ class Sweep:
                     whole[j] = 0.0
         return stacked
 
-    def _certify(self, plan: Plan, input_gradient: bool) -> None:
-        """Settle row maps and compare every assembled gradient with autograd's, for random cotangents."""
+    def _certify(self, plan: Plan, input_gradient: bool) -> frozenset[int]:
+        """Settle row maps and compare every assembled gradient with autograd's, for random cotangents.
+
+        Returns:
+            Nodes without a row map that may combine parameters alone: to be passed in another plan.
+        """
         if not bool(torch.isfinite(self.output).all()):
             raise NonFinite("model: its output is not finite")
         generator = torch.Generator().manual_seed(plan.observations)
@@ -286,12 +306,17 @@ class Sweep:
                 settled &= found.settled
                 saved = None if argument is None else self._saved(index, argument)
                 data[index] = SiteData(site, self.graph_nodes[site.node], saved, b1, 1)
+        if not was_certified:
+            blind = frozenset(plan.sites[site].node for site in problems if site in plan.of_parameters)
+            if blind - plan.passed:
+                return blind
         for i in layout.ruled:
             bad = [problems[use.site] for use in plan.uses[i] if use.site in problems]
             if bad:
                 self._demote(plan, i, bad[0], was_certified)
         self._check_gradients(plan, data, plain, s, was_certified)
         plan.certified = settled
+        return frozenset()
 
     def _check_gradients(
         self, plan: Plan, data: dict[int, SiteData], plain: Tensor, s: Tensor, was_certified: bool
@@ -318,7 +343,9 @@ class Sweep:
                     if entry is None:
                         continue
                     factor = self._factor(use)
-                    part = entry.site.rule.gradient(entry, use, factor, weights, parameter)
+                    part = entry.site.rule.gradient(entry, use, factor, weights, arriving(use, parameter))
+                    if use.through is not None:
+                        part = self.pull_back(use, parameter, part.unsqueeze(0)).squeeze(0)
                     total += part
                     size += float(part.norm())
                 tolerance = relative_tolerance(parameter.dtype)
@@ -359,14 +386,21 @@ class Sweep:
                 cotangents[row - start, i] = unit[j, i]
             yield start, stop, self._batched_rows(tensors, cotangents)
 
-    def _batched_rows(self, tensors: list[Tensor], cotangents: Tensor) -> list[Tensor]:
+    def pull_back(self, use: Use, parameter: Tensor, gradients: Tensor) -> Tensor:
+        """Gradients [rows, *parameter.shape] from those of what arrives at a use, [rows, *use.shape]."""
+        assert use.through is not None
+        edge = GradientEdge(self.graph_nodes[use.through[0]], use.through[1])
+        return self._batched_rows([parameter], gradients, edge)[0]
+
+    def _batched_rows(self, tensors: list[Tensor], cotangents: Tensor, output: Any = None) -> list[Tensor]:
+        output = self.output if output is None else output
         try:
             found = torch.autograd.grad(
-                self.output, tensors, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+                output, tensors, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
         except RuntimeError:  # a node without a batching rule: the same rows one by one, equally exact
             each = [
-                torch.autograd.grad(self.output, tensors, row, retain_graph=True, allow_unused=True)
+                torch.autograd.grad(output, tensors, row, retain_graph=True, allow_unused=True)
                 for row in cotangents
             ]
             found = tuple(

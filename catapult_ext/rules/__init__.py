@@ -8,6 +8,7 @@ A rule is a module with
 - `CALLS_NODE`: it calls the node after the backward, so that the graph must outlive it;
 - `SWEEPS_GRADIENT`: the kernel's sweep forms the loss gradient of its weight on the way;
 - `HOLDS_WHOLE`: it forms per-sample gradients of the whole parameter, not of a slice;
+- `MEETS_ANYTHING`: its node may as well combine parameters with parameters or constants (a mask, a frozen weight);
 - `TILE_ROWS`: rows of the parameter in a tile that is fast, where memory allows it;
 - `LEAD`: how many leading dimensions of its sensitivities may be rows;
 - `refuse(node, ...)`: why it does not cover this node, or None; `refuse_rows(node, positions)`, where there is one:

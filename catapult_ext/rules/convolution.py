@@ -25,6 +25,7 @@ BATCHED_COTANGENTS = False
 CALLS_NODE = False
 SWEEPS_GRADIENT = True
 LEAD = (1,)
+MEETS_ANYTHING = False
 HOLDS_WHOLE = False
 TILE_ROWS = ops.CONV_CHANNELS
 NODES = {("ConvolutionBackward0", 1): "weight", ("ConvolutionBackward0", 2): "bias"}

@@ -26,6 +26,7 @@ BATCHED_COTANGENTS = True
 CALLS_NODE = False
 SWEEPS_GRADIENT = False
 LEAD = (1, 2, 3)
+MEETS_ANYTHING = False
 HOLDS_WHOLE = False
 TILE_ROWS = 1
 NODES = {("EmbeddingBackward0", 0): "weight"}

@@ -53,7 +53,7 @@ class SiteData:
         self.site = site
         self.node = node
         self.features = features
-        self.version = _version(features)
+        self.version = features._version if isinstance(features, Tensor) else _version(features)
         self.sensitivities = sensitivities
         self.outputs = outputs
         self._jacobian: dict[int, Tensor] = {}

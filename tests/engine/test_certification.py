@@ -55,9 +55,9 @@ def test_a_wrong_rule_is_caught_and_the_result_stays_exact(
         monkeypatch.setattr(
             plan_module._Builder,
             "_uses",
-            lambda self, position, transposed, factors: (
-                whole(self, position, transposed, factors)[0][:1],
-                whole(self, position, transposed, factors)[1],
+            lambda self, *arguments, **options: (
+                whole(self, *arguments, **options)[0][:1],
+                whole(self, *arguments, **options)[1],
             ),
         )
     observation = cx.observe(model, x, y)

@@ -203,8 +203,62 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     ),
 }  # fmt: skip
 
+#: What a layer is given is computed from parameters: slices, masks, normalised or low-rank weights.
+COMPUTED: dict[str, Callable[[], nn.Module]] = {
+    "weight norm": lambda: _seq(nn.utils.parametrizations.weight_norm(nn.Linear(32, 6)), *_end(6, 2)),
+    "weight norm of a convolution": lambda: _on_maps(nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), 12),
+    "pruned": lambda: _frozen_part(Call(
+        lambda m, x: m.last(torch.tanh(F.linear(x, m.w * m.frozen))),
+        w=torch.randn(6, 32), frozen=(torch.rand(6, 32) > 0.5).float(), last=nn.Linear(6, 1),
+    )),
+    "low rank": lambda: Call(
+        lambda m, x: m.last(torch.tanh(F.linear(x, m.a @ m.b, m.bias))),
+        a=torch.randn(6, 2), b=torch.randn(2, 32), bias=torch.randn(6), last=nn.Linear(6, 2),
+    ),
+    "low rank beside a frozen weight": lambda: _frozen_part(Call(
+        lambda m, x: m.last(torch.tanh(F.linear(x.view(-1, 4, 8), m.frozen + 0.5 * (m.a @ m.b)))).mean(1),
+        frozen=torch.randn(6, 8), a=torch.randn(6, 2), b=torch.randn(2, 8), last=nn.Linear(6, 2),
+    )),
+    "sliced positions": lambda: Call(
+        lambda m, x: m.last(torch.tanh(m.mix(x.view(-1, 4, 8) + m.position[:, 1:5])).flatten(1)),
+        position=torch.randn(1, 9, 8), mix=nn.Linear(8, 5), last=nn.Linear(20, 2),
+    ),
+    "viewed scale": lambda: Call(
+        lambda m, x: m.last(
+            torch.tanh(x.view(-1, 2, 4, 4) * m.scale[:, None, None] + m.shift.view(1, -1, 1, 1)).flatten(1)
+        ),
+        scale=torch.randn(2), shift=torch.randn(2), last=nn.Linear(32, 2),
+    ),
+    "logarithmic scale": lambda: Call(
+        lambda m, x: m.last(torch.tanh(m.mix(x) * m.log_scale.exp() / (1 + F.softplus(m.other)))),
+        log_scale=torch.randn(()), other=torch.randn(6), mix=nn.Linear(32, 6), last=nn.Linear(6, 1),
+    ),
+    "cross attention": lambda: Call(
+        lambda m, x: m.last(m.attend(x[:, None, :8], *[x.view(-1, 4, 8)] * 2, need_weights=False)[0].squeeze(1)),
+        attend=nn.MultiheadAttention(8, 2, batch_first=True), last=nn.Linear(8, 2),
+    ),
+    "chunks of one weight": lambda: Call(
+        lambda m, x: m.last(torch.tanh(F.linear(x, m.w.chunk(2)[0])) * torch.sigmoid(F.linear(x, m.w.chunk(2)[1]))),
+        w=torch.randn(12, 32), last=nn.Linear(6, 3),
+    ),
+    "two ways to one weight": lambda: Call(
+        lambda m, x: m.last(torch.tanh(F.linear(x, m.w / m.w.norm() + m.w.tanh()) + m.w[:, 0])),
+        w=torch.randn(6, 32), last=nn.Linear(6, 1),
+    ),
+    "class token of two factors": lambda: Call(
+        lambda m, x: m.last(torch.tanh(torch.cat([(m.a * m.b).expand(len(x), 3), x], 1))),
+        a=torch.randn(1, 3), b=torch.randn(1, 3), last=nn.Linear(35, 1),
+    ),
+}  # fmt: skip
+
+
+def _frozen_part(model: nn.Module) -> nn.Module:
+    model.frozen.requires_grad_(False)
+    return model
+
+
 #: Exact, but without a rule of their own.
-SLOW = {"batch norm, training": {"rows"}, "parameter used twice": {"rows"}}
+SLOW = {"batch norm, training": {"rows"}}
 
 
 #: Few positions of wide layers, for which Gram matrices of the positions are cheaper; the parameter that takes them.
@@ -264,7 +318,7 @@ def test_the_cheaper_of_two_exact_routes(name: str) -> None:
 
 def _make(name: str, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(5)
-    model = {**MATRIX, **MORE}[name]()
+    model = {**MATRIX, **MORE, **COMPUTED}[name]()
     for p in model.parameters():
         if p.dim() == 1:  # gains of one and shifts of zero would hide mistakes
             nn.init.normal_(p, 0.5)
@@ -274,7 +328,7 @@ def _make(name: str, dtype: torch.dtype) -> nn.Module:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"]
 )
-@pytest.mark.parametrize("name", [*MATRIX, *MORE])
+@pytest.mark.parametrize("name", [*MATRIX, *MORE, *COMPUTED])
 def test_exact_and_fast(name: str, dtype: torch.dtype, tolerance: float) -> None:
     model = _make(name, dtype)
     generator = torch.Generator().manual_seed(8)

@@ -158,6 +158,28 @@ def test_data_dependent_nodes_have_these_names() -> None:
     assert not nodes.is_data_dependent((w + 1).grad_fn)
 
 
+def test_functions_of_parameters() -> None:
+    w = nn.Parameter(torch.randn(6, 4))
+    first, second = w.chunk(2)
+    assert nodes.output_shape(first.grad_fn, 1) == (3, 4)
+    assert second.grad_fn is first.grad_fn
+    index = torch.tensor([1, 0])
+    for output, expected in [
+        (F.embedding(index, w), True),
+        (w[index], True),
+        (w.expand(2, 6, 4), True),
+        (w.repeat(2, 1), True),
+        (w[1:3], False),
+        (w.view(3, 8), False),
+        (w.exp(), False),
+    ]:
+        assert nodes.reads_data(output.grad_fn) == expected, output.grad_fn
+    assert nodes.is_scaling((0.3 * w).grad_fn)
+    assert nodes.is_scaling((-w).grad_fn)
+    assert not nodes.is_scaling((w * torch.randn(6, 4)).grad_fn)
+    assert not nodes.is_scaling((w * w).grad_fn)
+
+
 def test_how_many_outputs_a_node_takes_gradients_for() -> None:
     x = nn.Parameter(torch.randn(3, 4))
     assert nodes.output_count(F.layer_norm(x, (4,)).grad_fn) == 1
