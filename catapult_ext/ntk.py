@@ -11,7 +11,8 @@ from catapult_ext import ops
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.inputs import Inputs, check_inputs, describe, same_samples
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.sweep import Sweep, outputs_2d
+from catapult_ext.observe.outputs import outputs_2d
+from catapult_ext.observe.sweep import Sweep
 
 __all__ = ["jacobian", "ntk"]
 

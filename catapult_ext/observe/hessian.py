@@ -16,7 +16,8 @@ from catapult_ext.lanczos import largest
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.inputs import Inputs, count
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.sweep import Sweep, outputs_2d
+from catapult_ext.observe.outputs import outputs_2d
+from catapult_ext.observe.sweep import Sweep
 
 __all__ = ["STEP_TOLERANCE", "LossHessian", "kernel_vectors"]
 

@@ -16,7 +16,8 @@ from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
 from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, versions
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
-from catapult_ext.observe.sweep import Sweep, arriving, outputs_2d
+from catapult_ext.observe.outputs import outputs_2d
+from catapult_ext.observe.sweep import Sweep, arriving
 
 __all__ = ["Observer", "check_target", "observe"]
 

@@ -13,53 +13,20 @@ from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import Plan, Walk, build_plan, nodes, walk
 from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
 from catapult_ext.graph.plan import Use
-from catapult_ext.observe.inputs import Inputs, count, signature
+from catapult_ext.observe.inputs import Inputs, signature
 from catapult_ext.observe.model_state import ModelState
+from catapult_ext.observe.outputs import output_weights, outputs_2d
 from catapult_ext.rules.site_data import SiteData
 
-__all__ = ["Sweep", "arriving", "outputs_2d"]
+__all__ = ["Sweep", "arriving"]
 
 # How many kernel rows the exact fallback sends through one batched backward.
 _ROWS_PER_BACKWARD = 32
 
 
-def outputs_2d(output: Any, x: Inputs) -> Tensor:
-    """The model's output as [n, c].
-
-    Raises:
-        TypeError: the output is no floating-point tensor.
-        ValueError: its shape is neither [n] nor [n, c], or no parameter that requires grad reaches it.
-    """
-    if not isinstance(output, Tensor):
-        raise TypeError(f"model: expected a tensor as output, got {type(output).__name__}")
-    if output.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"model: expected a float32 or float64 output, got {output.dtype}")
-    if output.dim() not in (1, 2) or output.shape[0] != count(x):
-        raise ValueError(
-            f"model: expected an output of shape (n,) or (n, c) with n = {count(x)}, got {tuple(output.shape)}"
-        )
-    if output.grad_fn is None:
-        raise ValueError("model: its output does not depend on a parameter that requires grad")
-    return output.unsqueeze(1) if output.dim() == 1 else output
-
-
 def arriving(use: Use, parameter: Tensor) -> Tensor:
     """The parameter, or of what arrives in its place at a use the shape."""
     return parameter if use.through is None else parameter.new_empty(()).expand(use.shape)
-
-
-def _cotangents(outputs: str | int, output: Tensor) -> Tensor | None:
-    """Output weights [1, c] of "sum" or of one output; None for all outputs."""
-    c = output.shape[1]
-    if outputs == "all":
-        return None
-    if outputs == "sum":
-        return output.new_ones(1, c)
-    if not isinstance(outputs, int) or isinstance(outputs, bool) or not 0 <= outputs < c:
-        raise ValueError(
-            f"outputs: expected 'all', 'trace', 'sum' or an integer in 0 .. {c - 1}, got {outputs!r}"
-        )
-    return torch.eye(c, dtype=output.dtype, device=output.device)[outputs : outputs + 1]
 
 
 class Sweep:
@@ -124,7 +91,7 @@ class Sweep:
     ) -> None:
         output = self.output
         c = output.shape[1]
-        self.cotangents = _cotangents(outputs, output)
+        self.cotangents = output_weights(outputs, output)
         self.outputs = c if self.cotangents is None else 1
         graph = walk(output)
         self.graph_nodes = graph.nodes

@@ -1,0 +1,46 @@
+"""A model's output as a matrix, and which outputs count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext.observe.inputs import Inputs, count
+
+__all__ = ["output_weights", "outputs_2d"]
+
+
+def outputs_2d(output: Any, x: Inputs) -> Tensor:
+    """The model's output as [n, c].
+
+    Raises:
+        TypeError: the output is no floating-point tensor.
+        ValueError: its shape is neither [n] nor [n, c], or no parameter that requires grad reaches it.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model: expected a tensor as output, got {type(output).__name__}")
+    if output.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"model: expected a float32 or float64 output, got {output.dtype}")
+    if output.dim() not in (1, 2) or output.shape[0] != count(x):
+        raise ValueError(
+            f"model: expected an output of shape (n,) or (n, c) with n = {count(x)}, got {tuple(output.shape)}"
+        )
+    if output.grad_fn is None:
+        raise ValueError("model: its output does not depend on a parameter that requires grad")
+    return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def output_weights(outputs: str | int, output: Tensor) -> Tensor | None:
+    """Output weights [1, c] of "sum" or of one output; None for all outputs."""
+    c = output.shape[1]
+    if outputs == "all":
+        return None
+    if outputs == "sum":
+        return output.new_ones(1, c)
+    if not isinstance(outputs, int) or isinstance(outputs, bool) or not 0 <= outputs < c:
+        raise ValueError(
+            f"outputs: expected 'all', 'trace', 'sum' or an integer in 0 .. {c - 1}, got {outputs!r}"
+        )
+    return torch.eye(c, dtype=output.dtype, device=output.device)[outputs : outputs + 1]
