@@ -16,7 +16,7 @@ def _steepest_drop(run: Run) -> float:
     """Minus the steps between the peak of the loss and the step that lowers the norm of K most; NaN without a spike."""
     peak = claims.peak_step(run)
     (norm,) = run.recorded("lambda_1")
-    if peak is None or len(norm) < 2:
+    if peak is None or len(norm) < 2 or not (norm > 0).all():
         return math.nan
     return -abs(float(np.argmin(np.diff(np.log(norm)))) - peak)
 

@@ -176,8 +176,8 @@ def _fig18(letter: str, fig4: Experiment, printed: float) -> Experiment:
         name=fig4.name.replace("fig4", "fig18"),
         figure=f"Figure 18{letter}",
         title="A rate that several catapults lead to is out of reach from scratch",
-        statement=f"Gradient descent at the rate with which the runs of Figure 4 end (here {printed:g}) diverges when "
-        "it begins with it.",
+        statement=f"Gradient descent at a rate that follows several catapults ({printed:g}) diverges when it begins "
+        "with it.",
         presets=fig4.presets,
         groups={"main": main, BELOW: below},
         claims=(

@@ -34,41 +34,53 @@ PAPER = {"2-layer": "97.32 +- .45 %", "FCN": "96.17 +- 1.46 %", "CNN": "94.67 +-
 SPIKE = 0.3
 
 
-def steps(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def steps(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each step adds to the loss of the whole set, in units of the loss at initialisation, (steps,).
 
-    And whether the rate is above the critical rate of the step's batch, (steps,) boolean.
+    And what it adds to L_<=s, in the same units, and whether the rate is above the critical rate of the step's batch.
+    Steps before or after which the loss was not recorded are left out.
     """
-    loss = claims.set_loss(run)
-    rate, critical = run.recorded("lr", "batch_critical_lr")
-    count = min(len(loss) - 1, len(rate))
-    return np.diff(loss)[:count] / loss[0], (rate > critical)[:count]
+    table = run.metrics
+    if not {"top_loss", "rest_loss", "lr", "batch_critical_lr"} <= set(table):
+        return np.empty(0), np.empty(0), np.empty(0, dtype=bool)
+    loss = table["top_loss"] + table["rest_loss"]
+    rise, top = loss.diff().shift(-1) / loss.iloc[0], table["top_loss"].diff().shift(-1) / loss.iloc[0]
+    known = (rise.notna() & table["lr"].notna()).to_numpy()
+    above = (
+        table["lr"] > table["batch_critical_lr"]
+    ).to_numpy()  # a batch without a finite one is never below the rate
+    return rise.to_numpy(dtype=float)[known], top.to_numpy(dtype=float)[known], above[known]
 
 
 def above_when_rising(run: Run) -> float:
     """Of the steps that raise the loss, the share with a rate above the batch's critical rate; NaN without any."""
-    rise, above = steps(run)
+    rise, _, above = steps(run)
     return float(above[rise > 0].mean()) if (rise > 0).any() else math.nan
 
 
 def above_at_spikes(run: Run) -> float:
     """The same for the spikes."""
-    rise, above = steps(run)
+    rise, _, above = steps(run)
     return float(above[rise >= SPIKE].mean()) if (rise >= SPIKE).any() else math.nan
 
 
 def precision(run: Run) -> float:
     """Of the steps with a rate above the batch's critical rate, the share that raises the loss; NaN without any."""
-    rise, above = steps(run)
+    rise, _, above = steps(run)
     return float((rise > 0)[above].mean()) if above.any() else math.nan
 
 
 def top_share(run: Run) -> float:
     """Share of the rise at the spikes, summed over the run, that L_<=s carries; NaN without any."""
-    rise, _ = steps(run)
-    top, rest = (np.diff(values)[: len(rise)] for values in run.recorded("top_loss", "rest_loss"))
+    rise, top, _ = steps(run)
     at = rise >= SPIKE
-    return min(1.0, float(top[at].sum() / (top + rest)[at].sum())) if at.any() else math.nan
+    return min(1.0, float(top[at].sum() / rise[at].sum())) if at.any() else math.nan
+
+
+def largest_rise(run: Run) -> float:
+    """Largest rise in a step over the loss at initialisation; NaN where no step was recorded."""
+    rise, _, _ = steps(run)
+    return float(rise.max()) if len(rise) else math.nan
 
 
 FIG6 = Experiment(
@@ -93,7 +105,7 @@ FIG6 = Experiment(
     claims=(
         Claim(
             "The loss has spikes: its largest rise in a step over the loss at initialisation",
-            claims.in_every_run(lambda run: float(steps(run)[0].max())),
+            claims.in_every_run(largest_rise),
             bound=SPIKE,
             paper="many spikes (figure)",
             control=SMALL,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 import catapult_ext as cx
@@ -78,9 +79,16 @@ def _gain(number: Callable[[Group], Mapping[str, float]], *, rising: bool, relat
     return measure
 
 
+def _last_block(run: Run) -> torch.Tensor:
+    """Leading block of the AGOP of the final network; NaN where it was not recorded, as after divergence."""
+    kept = run.tensors["agop"]
+    block = kept["values"][-1].double()
+    return block if int(kept["steps"][-1]) == run.steps else torch.full_like(block, math.nan)
+
+
 def agop(run: Run) -> np.ndarray:
     """Leading block of the AGOP of the final network, scaled to [0, 1] (Fig. 26), (10, 10)."""
-    block = run.tensors["agop"]["values"][-1].double().numpy()
+    block = _last_block(run).numpy()
     low, high = block.min(), block.max()
     return (block - low) / (high - low) if high > low else block * math.nan
 
@@ -97,9 +105,11 @@ def _likeness(group: Group) -> dict[str, float]:
 
 
 def _cosine(run: Run) -> float:
-    block = run.tensors["agop"]["values"][-1].double()
+    block = _last_block(run)
     truth = cx.data.egop(run.config.task.name, 100, 1.0)[:10, :10].double()
-    return cx.agop_alignment(block, truth).item() if bool(block.any()) else math.nan
+    return (
+        cx.agop_alignment(block, truth).item() if bool(block.isfinite().all() and block.any()) else math.nan
+    )
 
 
 _PRESETS = {

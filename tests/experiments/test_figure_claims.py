@@ -184,7 +184,7 @@ def test_one_spike_outside_is_enough():
     group = groups_of("fig6")["main"]
     (runs,) = group.values()
     run = runs[-1]
-    rise, above = fig6.steps(run)
+    rise, _, above = fig6.steps(run)
     assert set(np.flatnonzero(rise >= fig6.SPIKE)) == set(np.flatnonzero(above))
     critical = run.metrics["batch_critical_lr"].copy()
     critical[np.flatnonzero(above)[:2]] = 4.0
@@ -199,7 +199,7 @@ def test_one_spike_outside_is_enough():
 def test_table_2_is_the_mean_over_the_runs_with_its_precision_beside_it(name):
     (runs,) = groups_of(name)["main"].values()
     run = runs[-1]
-    rise, above = fig6.steps(run)
+    rise, _, above = fig6.steps(run)
     some = np.flatnonzero(above)[:4]
     critical = run.metrics["batch_critical_lr"].copy()
     critical[some] = 4.0  # these rise with a rate below the batch's critical rate
@@ -208,6 +208,25 @@ def test_table_2_is_the_mean_over_the_runs_with_its_precision_beside_it(name):
     assert number.value == pytest.approx((len(runs) - 1 + right) / len(runs))
     assert f"{right:.3f}; precision of the rule: 1.000" in number.detail
     assert (rise > 0).sum() == above.sum()
+
+
+def test_a_batch_without_a_critical_rate_moves_no_other_step():
+    (runs,) = groups_of("table2-fcn")["main"].values()
+    run = runs[0]
+    rise, _, above = fig6.steps(run)
+    critical = run.metrics["batch_critical_lr"].copy()
+    calm = int(np.flatnonzero(~above)[0])
+    critical[calm] = np.nan
+    again = fig6.steps(changed(run, batch_critical_lr=critical))
+    assert np.array_equal(again[0], rise)
+    assert np.array_equal(again[2], above)
+
+
+def test_a_run_without_any_step_has_no_number():
+    (runs,) = groups_of("fig6")["main"].values()
+    run = replace(runs[0], metrics=runs[0].metrics.iloc[:1])
+    for claim in registry.get("fig6").claims:
+        assert math.isnan(claim.measure({"x": [run]}).value)
 
 
 # ---- Fig. 8 and 26
@@ -251,7 +270,12 @@ def test_one_run_with_another_number_of_catapults_is_enough(peaks):
 def test_pictures_of_the_agop_use_the_whole_scale(diagonal):
     run = next(iter(groups_of("fig26")["main"].values()))[0]
     block = torch.diag(torch.tensor(diagonal))
-    run = replace(run, tensors={"agop": {"steps": torch.tensor([0]), "values": block[None]}})
+    kept = {"steps": torch.tensor([run.steps]), "values": block[None]}
+    early = replace(run, tensors={"agop": {**kept, "steps": torch.tensor([0])}})
+    assert np.isnan(
+        fig8.agop(early)
+    ).all()  # a run that diverged keeps only its first AGOP: that is not its picture
+    run = replace(run, tensors={"agop": kept})
     picture = fig8.agop(run)
     if block.min() == block.max():
         assert np.isnan(picture).all()  # a network that is constant has no picture, and the claim no number
