@@ -22,7 +22,9 @@ __all__ = [
     "elementwise_scale",
     "embedding_scales_by_frequency",
     "embedding_tokens",
+    "is_convolution",
     "is_data_dependent",
+    "is_layer_weight",
     "is_leaf",
     "is_scalar_product",
     "is_scaling",
@@ -36,6 +38,7 @@ __all__ = [
     "reads_data",
     "repeats",
     "scalar_factor",
+    "takes_entry_by_entry",
     "type_name",
 ]
 
@@ -70,6 +73,17 @@ NO_SECOND_DERIVATIVE = {
         "torch's weight_norm takes the norm of its weight for a constant there; write weight * gain / weight.norm() "
         "in a parametrization of your own"
     ),
+}
+
+# (class, argument): see `is_layer_weight`.
+_LAYER_WEIGHTS = {("AddmmBackward0", 2), ("MmBackward0", 1), ("ConvolutionBackward0", 1)}
+
+_ENTRY_BY_ENTRY = {
+    "AddBackward0",
+    "SubBackward0",
+    "MulBackward0",
+    "EmbeddingBackward0",
+    "NativeLayerNormBackward0",
 }
 
 # Nodes that hide part of the graph: parameters behind them would be reported as unused.
@@ -195,6 +209,21 @@ def linear_scale(node: Node, role: str) -> float:
 def is_transposed_convolution(node: Node) -> bool:
     """True for a transposed convolution, whose weight is [C, O / groups, ...]."""
     return bool(node._saved_transposed)
+
+
+def is_convolution(node: Node) -> bool:
+    """True for convolutions of any dimension, transposed ones included."""
+    return type_name(node) == "ConvolutionBackward0"
+
+
+def is_layer_weight(node: Node, argument: int) -> bool:
+    """True where input `argument` of a node is the right factor of a matrix product or the filters of a convolution."""
+    return (type_name(node), argument) in _LAYER_WEIGHTS
+
+
+def takes_entry_by_entry(node: Node) -> bool:
+    """True for operations that take a parameter entry by entry, or a table row by row: none sums over its entries."""
+    return type_name(node) in _ENTRY_BY_ENTRY
 
 
 def conv_geometry(node: Node) -> tuple[Sequence[int], Sequence[int], Sequence[int], int]:

@@ -23,19 +23,6 @@ from catapult_ext.rules.site_data import SiteData
 
 __all__ = ["LayerGradients", "layer_gradients"]
 
-# (node class, argument) at which a parameter is the weight of a layer.
-_CONVOLUTION = "ConvolutionBackward0"
-_LAYERS = {("AddmmBackward0", 2), ("MmBackward0", 1), (_CONVOLUTION, 1)}
-
-# Operations that take a parameter entry by entry, or row by row as a table: no sum over its entries is formed.
-_ELEMENTWISE = {
-    "AddBackward0",
-    "SubBackward0",
-    "MulBackward0",
-    "EmbeddingBackward0",
-    "NativeLayerNormBackward0",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class LayerGradients:
@@ -121,9 +108,9 @@ def layer_gradients(sweep: Sweep, names: Iterable[str] | None) -> dict[str, Laye
 def _is_layer(sweep: Sweep, use: Use) -> bool:
     """Whether a use is the weight of a matrix product or of a convolution that is not transposed."""
     node = _node(sweep, use)
-    if (nodes.type_name(node), use.argument) not in _LAYERS:
+    if not nodes.is_layer_weight(node, use.argument):
         return False
-    return not (_is_convolution(node) and node._saved_transposed)
+    return not (nodes.is_convolution(node) and nodes.is_transposed_convolution(node))
 
 
 def _problem(sweep: Sweep, i: int) -> str | None:
@@ -158,26 +145,22 @@ def _may_be_left_out(sweep: Sweep, i: int) -> bool:
         return is_vector
     if any(_is_layer(sweep, use) for use in plan.uses[i]):
         return False
-    return is_vector or all(nodes.type_name(_node(sweep, use)) in _ELEMENTWISE for use in plan.uses[i])
+    return is_vector or all(nodes.takes_entry_by_entry(_node(sweep, use)) for use in plan.uses[i])
 
 
 def _node(sweep: Sweep, use: Use) -> Any:
     return sweep.graph_nodes[sweep.plan.sites[use.site].node]
 
 
-def _is_convolution(node: Any) -> bool:
-    return nodes.type_name(node) == _CONVOLUTION
-
-
 def _groups(sweep: Sweep, use: Use) -> int:
     node = _node(sweep, use)
-    return nodes.conv_geometry(node)[3] if _is_convolution(node) else 1
+    return nodes.conv_geometry(node)[3] if nodes.is_convolution(node) else 1
 
 
 def _factors(sweep: Sweep, i: int, name: str) -> LayerGradients:
     parameter, uses = sweep.state.parameters[i].detach(), sweep.plan.uses[i]
     as_matrix: Callable[[Tensor], Tensor]
-    if _is_convolution(_node(sweep, uses[0])):
+    if nodes.is_convolution(_node(sweep, uses[0])):
         as_matrix = partial(_filters_as_matrix, groups=_groups(sweep, uses[0]))
     else:
         as_matrix = Tensor.detach if uses[0].transposed else Tensor.t
@@ -212,6 +195,6 @@ def _by_position(data: SiteData) -> Tensor | None:
     if row_map is None or row_map.lead != 1:
         return None
     b = data.sensitivities_by_sample()
-    if _is_convolution(data.node):
+    if nodes.is_convolution(data.node):
         b = b.movedim(3, -1).flatten(2, -2)  # [n, c, T, O, ...] to [n, c, T ..., O]
     return b

@@ -200,3 +200,20 @@ def test_the_engine_entry_point_equals_autograd() -> None:
     assert torch.equal(got[1], expected[1])
     assert got[2] is None
     assert w.grad is None
+
+
+def test_layers_and_entry_by_entry_operations() -> None:
+    x, w = torch.randn(5, 4), nn.Parameter(torch.randn(3, 4))
+    product, gain = F.linear(x, w).grad_fn, (torch.randn(3, 4) * w).grad_fn
+    convolution = F.conv1d(torch.randn(2, 4, 6), nn.Parameter(torch.randn(3, 4, 3))).grad_fn
+    assert nodes.is_layer_weight(product, 1)
+    assert not nodes.is_layer_weight(product, 0)
+    assert nodes.is_layer_weight(convolution, 1)
+    assert not nodes.is_layer_weight(convolution, 2)
+    assert [nodes.is_convolution(node) for node in (product, convolution)] == [False, True]
+    tables = F.embedding(torch.tensor([1, 2]), nn.Parameter(torch.randn(5, 3))).grad_fn
+    norm = F.layer_norm(x, (4,), nn.Parameter(torch.ones(4))).grad_fn
+    assert all(
+        map(nodes.takes_entry_by_entry, (gain, (x + nn.Parameter(torch.randn(4))).grad_fn, tables, norm))
+    )
+    assert not any(map(nodes.takes_entry_by_entry, (product, convolution)))
