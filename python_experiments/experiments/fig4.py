@@ -182,8 +182,7 @@ def _fig18(letter: str, fig4: Experiment, printed: float) -> Experiment:
         groups={"main": main, BELOW: below},
         claims=(
             Claim(
-                f"At {FROM_SCRATCH:g} times the critical rate gradient descent from scratch diverges: orders of "
-                "magnitude by which the loss grows",
+                "At that rate gradient descent from scratch diverges: orders of magnitude by which the loss grows",
                 _diverges,
                 bound=3.0,
                 paper="it diverges",
