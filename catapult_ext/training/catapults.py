@@ -187,8 +187,9 @@ class CatapultDetector:
 
     def _judge(self, spike: dict[str, Any], end: Reading) -> Spike:
         start, peak, excess = Reading(*spike["start"]), _peak(spike), spike["excess"]
-        height = peak.loss / start.loss
-        norm = end.lambda_1 / start.lambda_1
+        # A loss of exactly zero, or a network without any gradient, may stand before a spike.
+        height = peak.loss / start.loss if start.loss > 0 else math.inf
+        norm = end.lambda_1 / start.lambda_1 if start.lambda_1 > 0 else math.inf
         rise = [Reading(*past) for past in spike["above"] if past[0] <= peak.step]
         shares = [(past.top_loss - start.top_loss) / (past.loss - start.loss) for past in rise]
         location = min(1.0, max(shares))  # what L_>s loses meanwhile is not credited to L_<=s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -295,3 +296,19 @@ def test_following_a_run_gives_the_spikes_of_its_history(seed: int, length: int,
         assert loss[spike.peak] == loss[spike.start : spike.end].max()
         assert loss[spike.peak] >= 1.5 * loss[spike.start]
     assert all(before.end <= after.start for before, after in pairwise(found))
+
+
+def test_a_spike_that_starts_from_nothing_is_judged_and_no_catapult() -> None:
+    """Loss and norm are exactly zero before it: the height has no bound, and the norm has not dropped."""
+    state: dict[str, object] = {}
+    detector = cx.CatapultDetector()
+    values = [(0.0, 0.0), (1.0, 2.0), (0.0, 1.0)]
+    found = [
+        detector.update(state, cx.training.Reading(step, loss, norm, loss, 1.5))
+        for step, (loss, norm) in enumerate(values)
+    ]
+    (spike,) = [spike for spike in found if spike is not None]
+    assert spike.height.measured == math.inf
+    assert spike.height.holds
+    assert not spike.norm.holds
+    assert not spike.is_catapult
