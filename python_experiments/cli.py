@@ -16,7 +16,6 @@ from typer.core import TyperGroup
 from python_experiments import registry
 from python_experiments.options import (
     Data,
-    DataName,
     DataRoot,
     DeviceName,
     Jobs,
@@ -103,7 +102,7 @@ def run(
         RatesName,
         typer.Option(help="Rates relative to the critical rate measured here, or as the paper prints."),
     ] = RatesName.relative,
-    data: Data = DataName.auto,
+    data: Data = "auto",
     data_root: DataRoot = None,
     out: Out = Path("runs"),
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; default: the preset's.")] = None,
@@ -136,7 +135,7 @@ def reproduce(
         typer.Argument(metavar="[NAME...]", help="Experiments, or all; default: the main ones."),
     ] = None,
     preset: Preset = PresetName.cpu,
-    data: Data = DataName.auto,
+    data: Data = "auto",
     data_root: DataRoot = None,
     out: Out = Path("runs"),
     jobs: Jobs = 0,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 Rates = Literal["relative", "paper"]
 Device = Literal["cpu", "cuda"]
+
+#: Image sets of ten classes: `--data` can put any of them in the place of the paper's.
+ImageSet = Literal["cifar10", "svhn", "fashion-mnist", "usps", "digits"]
+IMAGE_SETS: tuple[str, ...] = get_args(ImageSet)
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,11 @@ class Task:
     """What is learnt.
 
     Attributes:
-        name: images ("cifar10", "digits"; "images" until one of them is chosen) or a synthetic task
-            ("rank-2", "unit-sphere").
+        name: one of `IMAGE_SETS` or a synthetic task ("rank-2", "unit-sphere").
         train: training samples.
         validation: validation samples.
         test: test samples.
-        classes: the two classes of an image task, labelled -1 and +1.
+        classes: of an image task: two are labelled -1 and +1, more have one output each; none stand for all ten.
     """
 
     name: str

@@ -6,13 +6,15 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from python_experiments import registry, sweep
+from python_experiments.config import ImageSet
 
 
 class PresetName(str, Enum):
@@ -30,14 +32,6 @@ class RatesName(str, Enum):
     paper = "paper"
 
 
-class DataName(str, Enum):
-    """Image sets; auto takes CIFAR-10 where it is found and digits otherwise."""
-
-    auto = "auto"
-    cifar10 = "cifar10"
-    digits = "digits"
-
-
 def fail(message: str) -> NoReturn:
     """End with one line on standard error and exit code 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -46,7 +40,12 @@ def fail(message: str) -> NoReturn:
 
 Out = Annotated[Path, typer.Option(help="Folder of runs, plots and the report.", file_okay=False)]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of image sets; default: $CATAPULT_DATA.")]
-Data = Annotated[DataName, typer.Option(help="Image set of the experiments that use images.")]
+Data = Annotated[
+    Literal["auto", ImageSet],
+    typer.Option(
+        help="Image set of the experiments that use images; auto: the paper's where it is found, else digits.",
+    ),
+]
 Preset = Annotated[PresetName, typer.Option(help="Size: seconds, minutes, or the paper's exact sizes.")]
 Jobs = Annotated[
     int,
@@ -126,24 +125,27 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def images_of(data: DataName, data_root: Path | None) -> str:
-    """The image set to use; a set that was asked for and is not there is an error of one line."""
+def images_of(data: str, papers: Iterable[str], data_root: Path | None) -> dict[str, str]:
+    """The image set to use in the place of each of the paper's.
+
+    A set that was asked for and is not there is an error of one line.
+    """
     import catapult_ext as cx
     from python_experiments import training
 
     root = training.data_root(data_root)
     if data_root is not None and not data_root.is_dir():
         fail(f"--data-root: expected a folder, got {str(data_root)!r}")
-    if data is DataName.digits:
-        return "digits"
-    problem = cx.data.available(root, ["cifar10"])[0].problem
-    if problem is None:
-        return "cifar10"
-    if data is DataName.cifar10:
-        fail(f"--data cifar10: {problem}")
-    if root is not None:  # a folder was named: do not pass over it in silence
-        print(f"using digits, since {root} has no CIFAR-10: {problem}", file=sys.stderr)
-    return "digits"
+    chosen = {}
+    for paper in papers:
+        wanted = paper if data == "auto" else data
+        problem = cx.data.available(root, [wanted])[0].problem
+        if problem is not None and data != "auto":
+            fail(f"--data {data}: {problem}")
+        if problem is not None and root is not None:  # a folder was named: do not pass over it in silence
+            print(f"using digits, since {root} has no {wanted}: {problem}", file=sys.stderr)
+        chosen[paper] = wanted if problem is None else "digits"
+    return chosen
 
 
 def chosen(names: list[str]) -> list[registry.Experiment]:
@@ -158,20 +160,21 @@ def requests_of(
     experiments: list[registry.Experiment],
     preset: PresetName,
     rates: RatesName,
-    data: DataName,
+    data: str,
     data_root: Path | None,
     seeds: tuple[int, ...] | None,
     device: str,
     changes: list[str],
 ) -> list[registry.Request]:
     """What the options ask for: each experiment once, or once for each variant of a sweep."""
-    images = images_of(data, data_root) if any(e.uses_images for e in experiments) else "digits"
+    papers = dict.fromkeys(experiment.images for experiment in experiments if experiment.images)
+    images = images_of(data, papers, data_root)
     try:
         requests = [
             experiment.request(
                 preset.value,
                 rates=rates.value,
-                images=images,
+                images=images.get(experiment.images or "", "digits"),
                 seeds=seeds,
                 device="cpu" if device == "cpu" else "cuda",
                 changes=variant,

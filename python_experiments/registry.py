@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from python_experiments import sweep
 from python_experiments.claims import Claim, Group
-from python_experiments.config import Device, Preset, Rates, RunConfig
+from python_experiments.config import IMAGE_SETS, Device, Preset, Rates, RunConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,9 +51,10 @@ class Experiment:
     repeat_controls: bool = False
 
     @property
-    def uses_images(self) -> bool:
-        """Whether `--data` chooses its training task."""
-        return self.presets["cpu"].config.task.name == "images"
+    def images(self) -> str | None:
+        """The paper's image set, which `--data` can replace; None for a synthetic task."""
+        name = self.presets["paper"].config.task.name
+        return name if name in IMAGE_SETS else None
 
     def request(
         self,
@@ -82,7 +83,7 @@ class Experiment:
             self.name,
             preset,
             rates,
-            images if self.uses_images else None,
+            images if self.images else None,
             tuple(seeds or self.presets[preset].seeds),
             device,
             changes,

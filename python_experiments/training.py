@@ -17,12 +17,11 @@ from torch import nn
 import catapult_ext as cx
 from catapult_ext import runs
 from python_experiments.claims import Group, Run
-from python_experiments.config import RunConfig, Task
+from python_experiments.config import IMAGE_SETS, RunConfig, Task
 from python_experiments.registry import Request
 
 #: The validation and test sets of synthetic tasks are drawn with the training set.
 SYNTHETIC = ("rank-2",)
-IMAGES = ("cifar10", "digits")
 
 
 def folder(root: Path, config: RunConfig, seed: int) -> runs.RunFolder:
@@ -37,10 +36,10 @@ def load(task: Task, seed: int, data_root: Path | None) -> cx.data.Split:
     Raises:
         ValueError: the image set is not there; the message says what to put where.
     """
-    if task.name in IMAGES:
+    if task.name in IMAGE_SETS:
         return cx.data.load(
             task.name,
-            classes=task.classes,
+            classes=task.classes or None,
             train=task.train,
             validation=task.validation,
             test=task.test,

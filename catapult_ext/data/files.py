@@ -40,9 +40,10 @@ def find_one(root: Path, *names: str, layout: str) -> Path:
     if not found:
         raise FileNotFoundError(f"no {' or '.join(names)} under {root}: {layout}")
     if len(found) > 1:
+        shown = [file.relative_to(root).as_posix() for file in found[:4]]
+        shown += [f"{len(found) - 4} more"] if len(found) > 4 else []
         raise ValueError(
-            f"several of {' or '.join(names)} under {root} "
-            f"({', '.join(f.relative_to(root).as_posix() for f in found)}): "
+            f"several of {' or '.join(names)} under {root} ({', '.join(shown)}): "
             "point the data root at the one that is meant, or move the others away"
         )
     return found[0]

@@ -9,7 +9,7 @@ from python_experiments.claims import Claim
 from python_experiments.config import Network, Preset, Rate, RunConfig, Task
 from python_experiments.registry import Conditions, Experiment
 
-IMAGES = Task("images", train=128, classes=(7, 9))
+IMAGES = Task("cifar10", train=128, classes=(7, 9))
 FCN5 = RunConfig(Network("fcn", width=1024, depth=5), IMAGES, Rate(6 / 3.6, 6.0), eigenpairs=5)
 CNN5 = RunConfig(Network("cnn", width=512, depth=5), IMAGES, Rate(8 / 4.5, 8.0), eigenpairs=5)
 

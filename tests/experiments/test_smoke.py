@@ -49,7 +49,7 @@ def test_divergence_is_meant_where_the_figure_is_about_it():
 
 def test_images_are_the_embedded_ones(smoke, request_):
     if request_.images is None:
-        assert not registry.get(request_.experiment).uses_images
+        assert not registry.get(request_.experiment).images
         return
     for conditions in training.finished_groups(smoke.out, request_).values():
         for runs in conditions.values():
