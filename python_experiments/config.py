@@ -16,24 +16,40 @@ IMAGE_SETS: tuple[str, ...] = get_args(ImageSet)
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the paper in the NTK parameterization without biases.
+    """A network of the paper, without biases in the NTK parameterization and without BatchNorm.
 
     Attributes:
-        kind: "fcn" or "cnn".
-        width: hidden units, or channels of each convolution.
-        depth: weight layers, the linear output layer included.
+        kind: which of `catapult_ext.models`.
+        width: hidden units ("fcn"), channels of each convolution ("cnn", "myrtle"), widening factor ("wrn") or
+            features of a token ("vit").
+        depth: weight layers, the linear output layer included; of "wrn" its depth, of "vit" its blocks.
         fixed_layers: layers that are not trained.
+        parameterization: the NTK's, or PyTorch's default.
+
+    Raises:
+        ValueError: a Myrtle network of another depth than 5.
     """
 
-    kind: Literal["fcn", "cnn"]
+    kind: Literal["fcn", "cnn", "wrn", "vit", "myrtle"]
     width: int
     depth: int
     fixed_layers: tuple[int, ...] = ()
+    parameterization: Literal["ntk", "standard"] = "ntk"
+
+    def __post_init__(self) -> None:
+        if self.kind == "myrtle" and self.depth != 5:
+            raise ValueError(f"network.depth: expected 5 for a Myrtle network, got {self.depth}")
 
     def __str__(self) -> str:
-        size = "channels" if self.kind == "cnn" else "units"
+        name = {
+            "fcn": f"{self.depth}-layer FCN, {self.width} units",
+            "cnn": f"{self.depth}-layer CNN, {self.width} channels",
+            "wrn": f"Wide ResNet {self.depth}-{self.width}",
+            "vit": f"ViT-{self.depth}, {self.width} features",
+            "myrtle": f"{self.depth}-layer Myrtle network, {self.width} channels",
+        }[self.kind]
         fixed = ", second layer fixed" if self.fixed_layers == (1,) else ""
-        return f"{self.depth}-layer {self.kind.upper()}, {self.width} {size}{fixed}"
+        return name + fixed + (", PyTorch parameterization" if self.parameterization == "standard" else "")
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,19 @@ class Catapults:
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """A rate that rises from `low` times the run's rate to it and falls again, in straight lines.
+
+    Attributes:
+        low: the rate at which each period begins, as a share of the run's rate.
+        period: steps up and down.
+    """
+
+    low: float
+    period: int
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides one training run, except its seed.
 
@@ -107,6 +136,7 @@ class RunConfig:
         raises: (step, rate) of each rise; a relative rate is a multiple of the critical rate of the whole training
             set at that step.
         catapults: raise the rate for so many catapults; None: do not.
+        cycle: let the rate rise and fall again and again, `rate` being its largest value; None: do not.
         batch_size: samples per step; None is gradient descent on the whole training set.
         max_steps: the run ends here at the latest.
         stop_loss: the run ends when the loss of the whole training set falls below it; None: never.
@@ -114,6 +144,7 @@ class RunConfig:
         kernel_every: steps between two records of the kernel.
         validate_every: steps between two losses on the validation set; 0: never.
         probe: while training on batches, record the kernel of the whole training set and the parts of its loss.
+        hessian: record the largest eigenvalue of the Hessian of each batch's loss.
         keep_agop: rows and columns of the AGOP to keep at the start and at the end.
         full_loss: while training on batches, record at each step the loss of the whole training set, and that of
             the last batch after its step.
@@ -133,12 +164,14 @@ class RunConfig:
     batch_size: int | None = None
     raises: tuple[tuple[int, Rate], ...] = ()
     catapults: Catapults | None = None
+    cycle: Cycle | None = None
     max_steps: int = 60
     stop_loss: float | None = None
     eigenpairs: int = 1
     kernel_every: int = 1
     validate_every: int = 0
     probe: bool = False
+    hessian: bool = False
     keep_agop: int = 0
     full_loss: bool = False
     evaluate: bool = False
@@ -150,10 +183,11 @@ class RunConfig:
         steps = [step for step, _ in self.raises]
         if not all(a < b for a, b in itertools.pairwise([0, *steps])):
             raise ValueError(f"raises: expected steps >= 1, each after the one before, got {steps}")
-        if self.raises and self.catapults is not None:
-            raise ValueError("raises: expected none in a run that is raised for catapults")
-        if self.reference != "train" and (self.raises or self.catapults is not None):
-            raise ValueError(f"reference: expected train for a rate that is raised, got {self.reference}")
+        changes = [name for name in ("raises", "catapults", "cycle") if getattr(self, name)]
+        if len(changes) > 1:
+            raise ValueError(f"{changes[1]}: expected none in a run with {changes[0]}")
+        if self.reference != "train" and changes:
+            raise ValueError(f"reference: expected train for a rate that changes, got {self.reference}")
 
     @property
     def rates_by_step(self) -> dict[int, Rate]:
@@ -163,7 +197,8 @@ class RunConfig:
     @property
     def printed(self) -> bool:
         """Whether the paper prints every rate of it."""
-        return self.catapults is None and all(r.paper is not None for r in self.rates_by_step.values())
+        changes = self.catapults is not None or self.cycle is not None
+        return not changes and all(r.paper is not None for r in self.rates_by_step.values())
 
     @property
     def algorithm(self) -> str:
@@ -180,6 +215,8 @@ class RunConfig:
         raised = "".join(f", {rate.relative:.3g} x that at step {step}" for step, rate in self.raises)
         if self.catapults is not None:
             raised += f", raised for {self.catapults.count} catapults"
+        if self.cycle is not None:
+            raised += f", from {self.cycle.low:.3g} of it up and down in {self.cycle.period} steps"
         return f"{self.rate.relative:.3g} x the critical rate of {whose} at initialisation{raised}"
 
     def at(self, factor: float) -> RunConfig:

@@ -65,11 +65,21 @@ def build(config: RunConfig, shape: tuple[int, ...], outputs: int, seed: int) ->
     network = config.network
     # Apart from the seeds of data and batch order, which use the run's seed itself.
     generator = torch.Generator().manual_seed(10_000 + seed)
-    common: dict[str, Any] = {"fixed_layers": network.fixed_layers, "generator": generator}
+    common: dict[str, Any] = {
+        "out_features": outputs,
+        "parameterization": network.parameterization,
+        "fixed_layers": network.fixed_layers,
+        "generator": generator,
+    }
     if network.kind == "fcn":
-        return cx.models.FCN(int(np.prod(shape)), network.width, network.depth, outputs, **common)
-    channels, height, width = shape
-    return cx.models.CNN(channels, (height, width), network.width, network.depth, outputs, **common)
+        return cx.models.FCN(int(np.prod(shape)), network.width, network.depth, **common)
+    channels, *sides = shape
+    if network.kind == "wrn":
+        return cx.models.WideResNet(channels, network.depth, network.width, **common)
+    if network.kind == "myrtle":
+        return cx.models.Myrtle5(channels, network.width, **common)
+    of_images = {"cnn": cx.models.CNN, "vit": cx.models.ViT}[network.kind]
+    return of_images(channels, tuple(sides), network.width, network.depth, **common)
 
 
 def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Schedule:
@@ -94,6 +104,9 @@ def schedule(config: RunConfig, model: nn.Module, x: torch.Tensor) -> cx.Schedul
             ceiling=plan.ceiling,
             s=config.eigenpairs,
         )
+    if config.cycle is not None:
+        high = config.rate.relative
+        return cx.Cyclical(config.cycle.low * high, high, config.cycle.period, relative=True)
     if config.reference == "train":
         return cx.Stepwise({step: rate.relative for step, rate in rates.items()}, relative=True)
     return cx.Constant(config.rate.relative * cx.critical_lr(cx.ntk(model, x[:1])).item())
@@ -140,6 +153,8 @@ def recorders(config: RunConfig, data: cx.data.Split, seed: int) -> list[cx.Reco
     if config.batch_size is None or config.probe:
         chosen.append(cx.Spectrum(every=config.kernel_every, k=config.eigenpairs))
     chosen.append(cx.BatchCriticalRate(every=config.kernel_every))
+    if config.hessian:
+        chosen.append(cx.BatchHessian(every=config.kernel_every))
     if config.full_loss and config.batch_size is not None:
         chosen.append(LastBatchLoss(batch_size=config.batch_size, seed=seed, steps=config.max_steps))
     if config.evaluate:

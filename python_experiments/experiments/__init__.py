@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from python_experiments.experiments import fig2, fig3, fig4, fig5, fig6, fig8, fig13, table1
+from python_experiments.experiments import fig2, fig3, fig4, fig5, fig6, fig8, fig13, fig14, table1
 
 #: In the paper's order.
 EXPERIMENTS = (
@@ -20,6 +20,10 @@ EXPERIMENTS = (
     table1.TABLE1,
     fig13.FCN,
     fig13.CNN,
+    fig14.FCN_SVHN,
+    fig14.CNN_SVHN,
+    fig14.FCN_RANK2,
+    fig14.WRN_CIFAR,
     fig4.FCN_PARTS,
     fig4.CNN_PARTS,
     fig4.FCN_SCRATCH,
