@@ -89,7 +89,9 @@ def test_agrees_with_reference(simd, dtype):
     expected, got = nan_like((74, 74), dtype), nan_like((74, 74), dtype)
     ops.reference.ntk_gram_(expected, a, b, scale, beta, False)
     torch.ops.catapult.ntk_gram_(got, a, b, scale, beta, False)
-    torch.testing.assert_close(got, expected)
+    # Relative to the rows: entries in which much cancels are as uncertain in the reference.
+    size = expected.diagonal().sqrt()
+    assert ((got - expected).abs() <= 2 * GRAM_BOUND[dtype] * torch.outer(size, size)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
