@@ -19,6 +19,24 @@ def agop_reduce(
     threads: int,
 ) -> bool: ...
 def available_simd_levels() -> list[str]: ...
+def chain_sgd(
+    dtype: int,
+    fields: list,
+    numbers: Sequence[float],
+    x: int,
+    x_stride: int,
+    y: int,
+    y_stride: int,
+    batch_index: int,
+    batch_sizes: int,
+    rates: int,
+    observed: int,
+    steps: int,
+    loss_limit: float,
+    tol: float,
+    losses: int,
+    lambda_1: int,
+) -> int: ...
 def compile_info() -> dict: ...
 def cuda_agop_inner(
     arg0: int,

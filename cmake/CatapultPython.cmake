@@ -12,7 +12,8 @@ string(REGEX MATCH "[0-9][^\"]*" CATAPULT_VERSION_TEXT "${CATAPULT_VERSION_LINE}
 
 pybind11_add_module(_C
   csrc/bindings/module.cpp csrc/bindings/ntk_gram.cpp csrc/bindings/jacobian_accumulate.cpp
-  csrc/bindings/agop_reduce.cpp csrc/bindings/topk_eigh.cpp csrc/bindings/step.cpp)
+  csrc/bindings/agop_reduce.cpp csrc/bindings/topk_eigh.cpp csrc/bindings/step.cpp
+  csrc/bindings/chain_sgd.cpp)
 target_link_libraries(_C PRIVATE catapult_cpu)
 target_compile_definitions(_C PRIVATE
   CATAPULT_VERSION="${CATAPULT_VERSION_TEXT}"

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from catapult_ext.errors import NonFinite
 from catapult_ext.ops import cpu, cuda, reference
-from catapult_ext.ops._schema import RankUpdate
+from catapult_ext.ops._schema import ChainLayer, RankUpdate
 from catapult_ext.ops.tiles import CONV_CHANNELS, TILE_BYTES, conv_tile, conv_tiles, token_tile, token_tiles
 
 __all__ = [
     "CONV_CHANNELS",
     "TILE_BYTES",
+    "ChainLayer",
     "RankUpdate",
     "agop_inner",
     "agop_reduce",
+    "chain_sgd_",
     "conv_tile",
     "conv_tiles",
     "cpu",
@@ -389,3 +391,61 @@ def spectral_norm(kernel: Tensor, *, tol: float | None = None) -> Tensor:
     if not kernel.requires_grad and _direct(kernel):
         return cpu.spectral_norm(kernel, tol)
     return torch.ops.catapult.spectral_norm.default(kernel, tol)
+
+
+def chain_sgd_(
+    layers: Sequence[ChainLayer],
+    x: Tensor,
+    y: Tensor,
+    batch_index: Tensor,
+    batch_sizes: Tensor,
+    rates: Tensor,
+    *,
+    observed: Tensor | None = None,
+    loss_limit: float = math.inf,
+    tol: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Many steps of gradient descent on batches, for a chain of Linear layers with one output, in one call.
+
+    L = mean of (f - y)^2 over the batch; each parameter that is trained goes to w - rate dL/dw, in place. Each
+    step is what an Observer and `step_` make of it, to rounding, and depends on nothing but the parameters, the
+    batch and its rate: however steps are spread over calls, the results have the same bits. CPU only.
+
+    Args:
+        layers: from the input to the output; the last has one row.
+        x: all samples [n, d], dtype of the layers.
+        y: targets [n] or [n, 1].
+        batch_index: samples of all batches, one batch after the other, int64.
+        batch_sizes: b of each step [steps], int64, each >= 1.
+        rates: learning rate of each step [steps], float64.
+        observed: whether the kernel of each batch is asked for [steps], bool; None: of all.
+        loss_limit: a step whose loss exceeds it is not made, and none after it.
+        tol: relative error of lambda_1; None: 1e-6 (float32), 1e-12 (float64).
+
+    Returns:
+        losses [steps] and lambda_1 [steps], of the batch before its update; lambda_1 is NaN where not observed.
+        The steps stop before the first whose loss or kernel is not finite, or whose loss exceeds the limit: its
+        loss is then NaN, or that loss, and everything behind is NaN.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, devices or samples that do not fit; nothing has been changed then.
+
+    Cost of a step: 2 b FLOP per weight for each of forward, sensitivities (not of the first layer) and update, the
+    Gram products of `ntk_gram`, and `spectral_norm`. One thread. Memory: activations of the largest batch.
+    """
+    observed = torch.ones(rates.shape, dtype=torch.bool) if observed is None else observed
+    none = x.new_empty(0)
+    arguments = (
+        [layer.weight for layer in layers],
+        [none if layer.bias is None else layer.bias for layer in layers],
+        [layer.weight_scale for layer in layers],
+        [layer.bias_scale for layer in layers],
+        [layer.slope for layer in layers],
+        [layer.trains_weight for layer in layers],
+        [layer.trains_bias for layer in layers],
+        x, y, batch_index, batch_sizes, rates, observed, loss_limit,
+        default_tolerance(x.dtype) if tol is None else tol,
+    )  # fmt: skip
+    if not torch.is_grad_enabled() and _direct(x):
+        return cpu.chain_sgd_(*arguments)
+    return torch.ops.catapult.chain_sgd_.default(*arguments)

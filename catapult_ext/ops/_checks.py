@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "agop_inner",
     "agop_reduce",
+    "chain_sgd",
     "jacobian_conv2d",
     "jacobian_tile",
     "jacobian_tokens",
@@ -270,3 +271,80 @@ def topk_eigh(kernel: Tensor, k: int, start: Tensor | None) -> None:
 def spectral_norm(kernel: Tensor) -> None:
     """Check the arguments of `spectral_norm`."""
     _square("spectral_norm", kernel)
+
+
+# --- chain_sgd_ ---
+
+
+def chain_sgd(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    scales: Sequence[Sequence[float]],
+    slope: Sequence[float],
+    trains: Sequence[Sequence[bool]],
+    x: Tensor,
+    y: Tensor,
+    batch_index: Tensor,
+    batch_sizes: Tensor,
+    rates: Tensor,
+    observed: Tensor,
+) -> None:
+    """A chain of layers that fit each other and the data, and batches of existing samples."""
+    op, depth = "chain_sgd_", len(weights)
+    if not depth:
+        _fail(op, "weights", "at least one layer", "none")
+    for name, values in (("biases", biases), ("slope", slope), *(("scales", s) for s in scales)):
+        if len(values) != depth:
+            _fail(op, name, f"one entry for each of the {depth} layers", len(values))
+    if any(len(flags) != depth for flags in trains) or not any(map(any, trains)):
+        _fail(op, "trains", f"flags of {depth} layers, at least one of them set", trains)
+    _float(op, "x", x)
+    if x.dim() != 2 or x.shape[0] == 0:
+        _fail(op, "x", "shape (n, d) with n >= 1", _shape(x))
+    if tuple(y.shape) not in ((x.shape[0],), (x.shape[0], 1)):
+        _fail(op, "y", f"shape ({x.shape[0]},) or ({x.shape[0]}, 1)", _shape(y))
+    _like(op, "y", y, "x", x)
+    width = x.shape[1]
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        out = 1 if layer == depth - 1 else weight.shape[0]
+        for name, tensor, shapes in (
+            (f"weights[{layer}]", weight, ((out, width),)),
+            (f"biases[{layer}]", bias, ((out,), (0,))),
+        ):
+            _like(op, name, tensor, "x", x)
+            if tuple(tensor.shape) not in shapes:
+                _fail(op, name, f"shape {shapes[0]}", _shape(tensor))
+            dense = all(s == 1 for s in tensor.shape) or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
+            if not dense or (tensor.dim() == 2 and out > 1 and tensor.stride(0) < width):
+                _fail(op, name, "dense rows", f"strides {tensor.stride()} for shape {_shape(tensor)}")
+        width = out
+    if not all(0.0 <= value <= 1e30 for value in slope):
+        _fail(op, "slope", "finite numbers >= 0", list(slope))
+    written = [t.data_ptr() for t in (*weights, *biases) if t.numel() and not t.is_meta]
+    if len(set(written)) < len(written):
+        _fail(op, "weights", "different tensors", "one of them twice")
+    _batches(x.shape[0], batch_index, batch_sizes, rates, observed)
+
+
+def _batches(n: int, index: Tensor, sizes: Tensor, rates: Tensor, observed: Tensor) -> None:
+    op, steps = "chain_sgd_", rates.shape[0] if rates.dim() == 1 else -1
+    for name, tensor, dtype in (
+        ("batch_index", index, torch.int64),
+        ("batch_sizes", sizes, torch.int64),
+        ("rates", rates, torch.float64),
+        ("observed", observed, torch.bool),
+    ):
+        if tensor.dtype != dtype:
+            raise TypeError(f"{op}: {name}: expected {dtype}, got {tensor.dtype}")
+        if tensor.dim() != 1 or (name != "batch_index" and tensor.shape[0] != steps) or not tensor.is_cpu:
+            shape = "(samples of all batches,)" if name == "batch_index" else f"({max(steps, 0)},) as rates"
+            _fail(op, name, f"shape {shape} on the CPU", f"{_shape(tensor)} on {tensor.device}")
+    if steps == 0 and index.numel() == 0:
+        return
+    if int(sizes.min()) < 1 or int(sizes.sum()) != index.numel():
+        _fail(op, "batch_sizes", f"sizes >= 1 that add up to {index.numel()}", f"a sum of {int(sizes.sum())}")
+    low, high = (int(value) for value in torch.aminmax(index))
+    if low < 0 or high >= n:
+        _fail(op, "batch_index", f"samples from 0 to {n - 1}", f"{low} to {high}")
+    if not bool(torch.isfinite(rates).all()):
+        _fail(op, "rates", "finite numbers", "one that is not")

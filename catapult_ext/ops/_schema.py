@@ -7,15 +7,40 @@ Letters: n samples, c outputs, N = n c kernel rows (index i c + j), q parameters
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["LIBRARY", "OPS", "RankUpdate", "register_backend"]
+__all__ = ["LIBRARY", "OPS", "ChainLayer", "RankUpdate", "register_backend"]
 
 # W, L, R, w, scale of `ops.rank_updates_`
 RankUpdate = tuple[Tensor, Tensor | None, Tensor, Tensor | None, float]
+
+
+class ChainLayer(NamedTuple):
+    """A Linear layer of `ops.chain_sgd_` and the piecewise linear function behind it.
+
+    z = weight_scale A W^T + bias_scale b; the next layer's input is z where z > 0, slope z elsewhere.
+
+    Attributes:
+        weight: W [out, in], rows dense.
+        bias: b [out] contiguous, or None.
+        weight_scale: factor of the weight.
+        bias_scale: factor of the bias.
+        slope: 0 is ReLU, 1 is linear, .01 a leaky ReLU; of the last layer it is not read.
+        trains_weight: whether steps change the weight; where not, it is no part of the kernel either.
+        trains_bias: the same of the bias.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    weight_scale: float = 1.0
+    bias_scale: float = 1.0
+    slope: float = 0.0
+    trains_weight: bool = True
+    trains_bias: bool = True
+
 
 LIBRARY = torch.library.Library("catapult", "DEF")
 
@@ -47,6 +72,11 @@ OPS: dict[str, str] = {
     "spectral_norm": "(Tensor kernel, float tol) -> Tensor",
     "agop_reduce_": "(Tensor(a!) agop, Tensor g, float scale) -> ()",
     "agop_inner": "(Tensor g, Tensor h) -> Tensor",
+    "chain_sgd_": (
+        "(Tensor(a!)[] weights, Tensor(b!)[] biases, float[] weight_scale, float[] bias_scale, float[] slope, "
+        "bool[] trains_weight, bool[] trains_bias, Tensor x, Tensor y, Tensor batch_index, Tensor batch_sizes, "
+        "Tensor rates, Tensor observed, float loss_limit, float tol) -> (Tensor losses, Tensor lambda_1)"
+    ),
 }
 
 
@@ -83,10 +113,16 @@ def _fake_agop_inner(g: Tensor, h: Tensor) -> Tensor:
     return g.new_empty((), dtype=torch.float64)
 
 
+def _fake_chain_sgd_(weights: Sequence[Tensor], *args: Any) -> tuple[Tensor, Tensor]:
+    steps = args[9].shape[0]  # rates
+    return weights[0].new_empty(steps), weights[0].new_empty(steps)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "topk_eigh": _fake_topk_eigh,
     "spectral_norm": _fake_spectral_norm,
     "agop_inner": _fake_agop_inner,
+    "chain_sgd_": _fake_chain_sgd_,
 }
 
 
@@ -112,9 +148,9 @@ class _NotDifferentiable(torch.autograd.Function):
         result = run(*args)
         if not mutable:
             return result
-        changed = tuple(arg for arg in args[:mutable] if arg is not None)
+        changed = tuple(_tensors(args[:mutable]))
         ctx.mark_dirty(*changed)
-        return changed
+        return changed if result is None else (*changed, *result)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -127,6 +163,7 @@ def _autograd_kernel(name: str) -> Callable[..., Any]:
     packet, _, overload = name.partition(".")
     op = getattr(getattr(torch.ops.catapult, packet), overload or "default")
     mutable = sum(arg.alias_info is not None and arg.alias_info.is_write for arg in op._schema.arguments)
+    returns = len(op._schema.returns)
     # Bound here: small training steps come through once a step.
     redispatch, below, keys = (
         op.redispatch,
@@ -143,7 +180,9 @@ def _autograd_kernel(name: str) -> Callable[..., Any]:
                     return redispatch(keyset & keys, *args)
 
             result = _NotDifferentiable.apply(run, name, mutable, args, *_tensors(args))
-            return None if mutable else result
+            if not mutable:
+                return result
+            return result[-returns:] if returns else None
         with below():
             return redispatch(keyset & keys, *args)
 

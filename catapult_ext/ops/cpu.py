@@ -339,6 +339,57 @@ def spectral_norm(kernel: Tensor, tol: float) -> Tensor:
     return values
 
 
+# --- chain_sgd_ ---
+
+
+def chain_sgd_(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    weight_scale: Sequence[float],
+    bias_scale: Sequence[float],
+    slope: Sequence[float],
+    trains_weight: Sequence[bool],
+    trains_bias: Sequence[bool],
+    x: Tensor,
+    y: Tensor,
+    batch_index: Tensor,
+    batch_sizes: Tensor,
+    rates: Tensor,
+    observed: Tensor,
+    loss_limit: float,
+    tol: float,
+) -> tuple[Tensor, Tensor]:
+    """CPU kernel of `catapult::chain_sgd_`, without the dispatcher. One thread, whatever torch is set to."""
+    trains_bias = [flag and b.numel() > 0 for flag, b in zip(trains_bias, biases, strict=True)]
+    _checks.chain_sgd(
+        weights, biases, (weight_scale, bias_scale), slope, (trains_weight, trains_bias), x, y, batch_index,
+        batch_sizes, rates, observed,
+    )  # fmt: skip
+    fields: list[int] = []
+    numbers: list[float] = []
+    written: list[Tensor] = []
+    for weight, bias, *scales, trains_w, trains_b in zip(
+        weights, biases, weight_scale, bias_scale, slope, trains_weight, trains_bias, strict=True
+    ):
+        out, width = weight.shape
+        fields += (
+            width, out, weight.data_ptr(), weight.stride(0), bias.data_ptr() if bias.numel() else 0, trains_w,
+            trains_b,
+        )  # fmt: skip
+        numbers += scales
+        written += ([weight] if trains_w else []) + ([bias] if trains_b else [])
+    x, batch_index, batch_sizes = _unit_stride(x), batch_index.contiguous(), batch_sizes.contiguous()
+    rates, observed = rates.contiguous(), observed.contiguous()
+    losses, lambda_1 = x.new_empty(rates.shape), x.new_empty(rates.shape)
+    _C.chain_sgd(
+        _DTYPE_CODES[x.dtype], fields, numbers, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0),
+        batch_index.data_ptr(), batch_sizes.data_ptr(), rates.data_ptr(), observed.data_ptr(), rates.shape[0],
+        loss_limit, tol, losses.data_ptr(), lambda_1.data_ptr(),
+    )  # fmt: skip
+    increment_version(written)
+    return losses, lambda_1
+
+
 register_backend(
     "CPU",
     {
@@ -351,5 +402,6 @@ register_backend(
         "spectral_norm": spectral_norm,
         "agop_reduce_": _agop_reduce_,
         "agop_inner": _agop_inner,
+        "chain_sgd_": chain_sgd_,
     },
 )

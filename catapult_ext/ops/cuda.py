@@ -305,6 +305,15 @@ def _spectral_norm(kernel: Tensor, tol: float) -> Tensor:
     return values
 
 
+# --- chain_sgd_ ---
+
+
+def _chain_sgd_(*_args: object) -> tuple[Tensor, Tensor]:
+    raise RuntimeError(
+        'chain_sgd_: expected CPU tensors, since it has no CUDA kernel; train with engine="general" there'
+    )
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ntk_gram_": _ntk_gram_,
     "ntk_gram_cross_": _ntk_gram_cross_,
@@ -315,6 +324,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "spectral_norm": _spectral_norm,
     "agop_reduce_": _agop_reduce_,
     "agop_inner": _agop_inner,
+    "chain_sgd_": _chain_sgd_,
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "agop_inner",
     "agop_reduce_",
+    "chain_sgd_",
     "conv2d_tiles",
     "jacobian_accumulate_conv2d_",
     "jacobian_accumulate_tile_",
@@ -196,3 +197,61 @@ def agop_reduce_(agop: Tensor, g: Tensor, scale: float) -> None:
 def agop_inner(g: Tensor, h: Tensor) -> Tensor:
     """<G^T G, H^T H>_F = ||G H^T||_F^2 as a float64 scalar; g [rows, d], h [rows', d]."""
     return (g.double() @ h.double().T).square().sum()
+
+
+def chain_sgd_(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    weight_scale: Sequence[float],
+    bias_scale: Sequence[float],
+    slope: Sequence[float],
+    trains_weight: Sequence[bool],
+    trains_bias: Sequence[bool],
+    x: Tensor,
+    y: Tensor,
+    batch_index: Tensor,
+    batch_sizes: Tensor,
+    rates: Tensor,
+    observed: Tensor,
+    loss_limit: float,
+    tol: float,
+) -> tuple[Tensor, Tensor]:
+    """Losses and lambda_1 [steps] of gradient steps on batches of x [n, d], y [n]; see `ops.chain_sgd_`."""
+    depth = len(weights)
+    losses, lambda_1 = (x.new_full(rates.shape, float("nan")) for _ in range(2))
+    for step, indices in enumerate(batch_index.split(batch_sizes.tolist())):
+        a, b = (
+            [x[indices]],
+            [x.new_ones(len(indices), 1)],
+        )  # inputs of the layers; sensitivities from the last on
+        for layer in range(depth):
+            z = weight_scale[layer] * a[-1] @ weights[layer].T
+            if biases[layer].numel():
+                z = z + bias_scale[layer] * biases[layer]
+            a.append(z if layer == depth - 1 else torch.where(z < 0, slope[layer] * z, z))
+        for layer in range(depth - 1, 0, -1):
+            below = weight_scale[layer] * b[0] @ weights[layer]
+            b.insert(0, torch.where(a[layer] > 0, below, slope[layer - 1] * below))
+        residual = a[-1] - y[indices].view(-1, 1)  # [b, 1]
+        loss = residual.square().mean()
+        if not bool(loss.isfinite()):
+            break
+        if bool(observed[step]):
+            scales = list(zip(weight_scale, bias_scale, trains_weight, trains_bias, strict=True))
+            kernel = sum(
+                ((w * tw) ** 2 * a[layer] @ a[layer].T + (s * tb) ** 2) * (b[layer] @ b[layer].T)
+                for layer, (w, s, tw, tb) in enumerate(scales)
+            )
+            if not kernel.isfinite().all():
+                break
+            lambda_1[step] = spectral_norm(kernel, tol)
+        losses[step] = loss
+        if not float(loss) <= loss_limit:
+            break
+        for layer in range(depth):
+            d = b[layer] * residual * (-2 * float(rates[step]) / len(indices))  # [b, out]
+            if trains_weight[layer]:
+                weights[layer].add_(d.T @ a[layer], alpha=weight_scale[layer])
+            if trains_bias[layer] and biases[layer].numel():
+                biases[layer].add_(d.sum(0), alpha=bias_scale[layer])
+    return losses, lambda_1

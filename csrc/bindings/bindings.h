@@ -27,6 +27,7 @@ void bind_jacobian_accumulate(pybind11::module_& module);
 void bind_agop_reduce(pybind11::module_& module);
 void bind_topk_eigh(pybind11::module_& module);
 void bind_step(pybind11::module_& module);
+void bind_chain_sgd(pybind11::module_& module);
 #if defined(CATAPULT_HAVE_CUDA)
 void bind_cuda(pybind11::module_& module);
 #endif

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, module) {
   bindings::bind_agop_reduce(module);
   bindings::bind_topk_eigh(module);
   bindings::bind_step(module);
+  bindings::bind_chain_sgd(module);
 #if defined(CATAPULT_HAVE_CUDA)
   bindings::bind_cuda(module);
 #endif

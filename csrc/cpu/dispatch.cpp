@@ -30,5 +30,6 @@ void rank_updates(const RankUpdate* updates, int64_t count, int threads) {
   cpu::kernels().rank_updates(updates, count, threads);
 }
 double residual(const Residual& problem) { return cpu::kernels().residual(problem); }
+int64_t chain_sgd(const ChainSgd& problem) { return cpu::kernels().chain_sgd(problem); }
 
 }  // namespace catapult

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/agop_reduce.h"
+#include "core/chain_sgd.h"
 #include "core/cpu_features.h"
 #include "core/jacobian_accumulate.h"
 #include "core/ntk_gram.h"
@@ -22,6 +23,7 @@ struct KernelTable {
   void (*spectral_norm)(const SpectralNorm&);
   void (*rank_updates)(const RankUpdate*, int64_t, int);
   double (*residual)(const Residual&);
+  int64_t (*chain_sgd)(const ChainSgd&);
 };
 
 const KernelTable& scalar_kernels();

@@ -53,7 +53,17 @@ def samples(name):
         "spectral_norm": [(kernel(), 1e-6), (torch.stack([kernel(), kernel()]), 1e-6)],
         "agop_reduce_": [(zeros(5, 5), torch.randn(7, 5), 0.1)],
         "agop_inner": [(torch.randn(7, 5), torch.randn(3, 5))],
+        "chain_sgd_": [chain(False), chain(True)],
     }[name]
+
+
+def chain(ragged):
+    sizes, flags = torch.tensor([2, 1 if ragged else 2]), [True, ragged]
+    return (
+        [torch.randn(4, 3), torch.randn(1, 4)], [torch.randn(4), torch.randn(0)], [0.5, 1.0], [0.1, 1.0],
+        [0.0, 0.0], flags, flags, torch.randn(7, 3), torch.randn(7), torch.tensor([5, 2, 0, 6])[: sizes.sum()],
+        sizes, torch.full((2,), 0.1, dtype=torch.float64), torch.tensor([True, True]), math.inf, 1e-6,
+    )  # fmt: skip
 
 
 def overload(name):
@@ -85,10 +95,11 @@ def test_opcheck(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_compiles_without_a_graph_break(name):
     op = overload(name)
-    compiled = torch.compile(lambda *args: (op(*args), args[0] + 1), fullgraph=True, backend="aot_eager")
+    first = lambda args: args[0][0] if isinstance(args[0], list) else args[0]  # noqa: E731
+    compiled = torch.compile(lambda *args: (op(*args), first(args) + 1), fullgraph=True, backend="aot_eager")
     args = samples(name)[-1]
     eager_args, compiled_args = clone(args), clone(args)
-    expected = op(*eager_args), eager_args[0] + 1
+    expected = op(*eager_args), first(eager_args) + 1
     torch.testing.assert_close(compiled(*compiled_args), expected, rtol=0, atol=0)
     torch.testing.assert_close(tensors(compiled_args), tensors(eager_args), rtol=0, atol=0)
     torch.compiler.reset()
@@ -118,8 +129,9 @@ def test_backward_is_refused(name):
     ]
     inputs[0].requires_grad_()
     result = op(*args)
-    outputs = [arg for arg, changed in zip(args, mutable, strict=True) if changed] if any(mutable) else result
-    for output in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+    changed = [arg for arg, written in zip(args, mutable, strict=True) if written]
+    outputs = [*tensors(changed), *tensors([list(result) if isinstance(result, tuple) else result])]
+    for output in outputs:
         assert output.requires_grad
         with pytest.raises(NotImplementedError, match=rf"catapult::{name} is not differentiable.*no_grad"):
             (output * torch.randn_like(output)).sum().backward()
