@@ -9,18 +9,21 @@ from torch import Tensor, nn
 
 from catapult_ext import ops
 from catapult_ext.observe.assemble import Assembler
-from catapult_ext.observe.inputs import Inputs, check_inputs, describe, same_samples
+from catapult_ext.observe.inputs import Inputs, check_inputs
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.outputs import outputs_2d
 from catapult_ext.observe.sweep import Sweep
+from catapult_ext.stream.job import Job
+from catapult_ext.stream.plan import NTKPlan
+from catapult_ext.stream.samples import Loader, together
 
-__all__ = ["jacobian", "ntk"]
+__all__ = ["jacobian", "ntk", "ntk_plan"]
 
 
 def ntk(
     model: nn.Module,
-    x: Inputs,
-    z: Inputs | None = None,
+    x: Inputs | Loader,
+    z: Inputs | Loader | None = None,
     *,
     outputs: str | int = "all",
     params: Iterable[str | Tensor] | None = None,
@@ -32,7 +35,9 @@ def ntk(
 
     Args:
         model: output (n,) or (n, c), float32 or float64; left exactly as found.
-        x: samples [n, ...] for model(x); a tuple of such tensors for model(*x), a dict for model(**x).
+        x: samples [n, ...] for model(x); a tuple of such tensors for model(*x), a dict for model(**x). Or a DataLoader,
+            or anything else that gives the same batches whenever it is iterated over: a batch is one of these, or a
+            list or tuple that has it as its first entry (what is behind it, such as targets, is not used).
         z: samples of the columns, m of them; x when None (the kernel is then exactly symmetric).
         outputs: "all" for every pair of outputs; "trace" for the mean over outputs of the diagonal blocks; "sum"
             for the kernel of the summed outputs; an integer for that output. Only "all" gives the critical rate of
@@ -40,50 +45,88 @@ def ntk(
         params: names or tensors of the parameters to include, default all that require grad.
         per_parameter: return one kernel per parameter; they add up to the whole.
         dtype: torch.float64 accumulates and returns double also for a float32 model.
-        max_bytes: bound of the memory beyond the model's own forward and backward.
+        max_bytes: bound of all memory that the call takes beyond what there was before it, result included
+            ({doc}`memory`). Where one sweep over all samples takes more, they go through the network in blocks, once
+            for each group of parameters that fits; `ntk_plan` tells beforehand. None: one sweep whatever it takes; for
+            a loader half of the memory that is free.
 
     Returns:
         "all": [n c, m c], row index i c + j (sample-major); otherwise [n, m]. With `per_parameter` a dict of
         such kernels by parameter name.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit; `max_bytes` too small names the smallest that works.
+        TypeError, ValueError: an argument that does not fit; `max_bytes` too small names the smallest that works; a
+            loader that gives other batches in another pass (shuffled, or with random augmentation).
         UnsupportedModule: the model cannot be treated exactly; the message says what to do.
         NonFinite: the output or the kernel is not finite.
 
     Cost: one forward and c backwards to the layers, then n m (fan-in + c^2 width) multiply-adds a layer (half of
-    it without z), or the exact fallback of n c backwards for parameters that no rule covers.
+    it without z), or the exact fallback of n c backwards for parameters that no rule covers. In blocks, as many
+    forwards and backwards as the plan has passes; per-sample gradients are formed once.
     """
-    state = ModelState(model, params)
-    check_inputs(x, state.device)
-    if z is not None:
-        check_inputs(z, state.device, "z")
-        if not same_samples(x, z):
-            raise ValueError(f"z: expected samples like those of x, {describe(x)}, got {describe(z)}")
-    if dtype not in (None, torch.float32, torch.float64) or (
-        dtype == torch.float32 and state.dtype == torch.float64
-    ):
-        raise ValueError(f"dtype: expected None, the model's dtype or torch.float64, got {dtype}")
+    job = Job(model, x, z, outputs=outputs, params=params, per_parameter=per_parameter, dtype=dtype)
+    if max_bytes is not None or job.lazy:
+        plan = job.plan(max_bytes)
+        if plan.streamed:
+            kernels = job.stream(plan).kernels(job.rows, job.columns)
+            return dict(zip(job.state.names, kernels, strict=True)) if per_parameter else kernels[0]
+    state = job.state
     with state.untouched():
-        wanted = "all" if outputs == "trace" else outputs
-        sweep = Sweep(state, x, {}, verify="first", outputs=wanted)
-        other = None if z is None else Sweep(state, z, {}, verify="first", outputs=wanted)
-        groups = (
-            [(i,) for i in range(len(state.names))] if per_parameter else [tuple(range(len(state.names)))]
-        )
+        other = None
+        if job.columns is not None:
+            with state.own_buffers():
+                other = Sweep(state, together(job.columns), {}, verify="first", outputs=job.swept_outputs)
+        sweep = Sweep(state, together(job.rows), {}, verify="first", outputs=job.swept_outputs)
         kernels = []
         with torch.no_grad():
-            for group in groups:
-                only = frozenset(group)
-                first = Assembler(sweep, dtype=dtype, max_bytes=max_bytes, only=only)
+            for only in job.kernels:
+                first = Assembler(sweep, dtype=dtype, only=only)
                 if other is None:
                     kernel = first.build_kernel()
                 else:
-                    kernel = _cross(first, Assembler(other, dtype=dtype, max_bytes=max_bytes, only=only))
+                    kernel = _cross(first, Assembler(other, dtype=dtype, only=only))
                 kernels.append(_trace(kernel, sweep.outputs) if outputs == "trace" else kernel)
     if per_parameter:
         return dict(zip(state.names, kernels, strict=True))
     return kernels[0]
+
+
+def ntk_plan(
+    model: nn.Module,
+    x: Inputs | Loader,
+    z: Inputs | Loader | None = None,
+    *,
+    outputs: str | int = "all",
+    params: Iterable[str | Tensor] | None = None,
+    per_parameter: bool = False,
+    dtype: torch.dtype | None = None,
+    max_bytes: int | None = None,
+) -> NTKPlan:
+    """How `ntk` with the same arguments would go about it, and what it would take: memory, passes, multiply-adds.
+
+    Args:
+        model: as for `ntk`, and so are the other arguments.
+        x: as for `ntk`.
+        z: as for `ntk`.
+        outputs: as for `ntk`.
+        params: as for `ntk`.
+        per_parameter: as for `ntk`.
+        dtype: as for `ntk`.
+        max_bytes: as for `ntk`.
+
+    Returns:
+        The plan; `print(plan)` shows it as a table. `plan.peak_bytes` holds within 15 % of what is measured
+        ({doc}`memory` has the measurements).
+
+    Raises:
+        TypeError, ValueError, UnsupportedModule, NonFinite: as for `ntk`.
+
+    Cost: forward and backwards of at most four samples, twice; memory is counted allocation by allocation as PyTorch's
+    allocators report it, and grows linearly with the samples.
+    """
+    return Job(model, x, z, outputs=outputs, params=params, per_parameter=per_parameter, dtype=dtype).plan(
+        max_bytes
+    )
 
 
 def _trace(kernel: Tensor, c: int) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,25 +12,16 @@ from catapult_ext import ops
 from catapult_ext.graph.plan import Route
 from catapult_ext.observe.sweep import Sweep, arriving
 
-__all__ = ["Assembler", "MemoryPlan", "Term"]
+__all__ = ["Assembler", "Term", "rows_of"]
 
 # A [n, m], B [n, c, w] or [n, w], scale, beta: scale (A A^T + beta) * (B B^T)
 Term = tuple[Tensor, Tensor, float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Predicted extra memory of putting a sweep together, in bytes.
-
-    Attributes:
-        fixed: sensitivities, kernel and per-sample gradients that must be whole.
-        smallest: the smallest bound that works.
-        tile: what tiles may use.
-    """
-
-    fixed: int
-    smallest: int
-    tile: int
+def rows_of(parameter: Tensor) -> tuple[int, int]:
+    """Rows of a parameter, which tiles are slices of, and the numbers in one of them; a scalar is one row."""
+    rows = parameter.shape[0] if parameter.dim() else 1
+    return rows, parameter.numel() // max(1, rows)
 
 
 class Assembler:
@@ -49,7 +38,7 @@ class Assembler:
         residual: Tensor | None = None,
         *,
         dtype: torch.dtype | None = None,
-        max_bytes: int | None = None,
+        tile_bytes: int | None = None,
         only: frozenset[int] | None = None,
     ) -> None:
         """Prepare.
@@ -58,7 +47,8 @@ class Assembler:
             sweep: the pass.
             residual: r [n, c], of whose mean square gradients are formed on the way; None where none are wanted.
             dtype: of the kernel; float64 accumulates in double also from float32 activations.
-            max_bytes: bound of the extra memory.
+            tile_bytes: what a tile of per-sample gradients may take (it is one row of a parameter at least); None:
+                as much as is fast.
             only: parameter indices to keep (for kernels by parameter).
         """
         self.sweep = sweep
@@ -71,10 +61,7 @@ class Assembler:
         self.rows = sweep.output.shape[0] * sweep.outputs
         self.kernel: Tensor | None = None
         self.swept: dict[int, Tensor] = {}
-        self._max_bytes = max_bytes
-        self._memory: MemoryPlan | None = None
-        if max_bytes is not None:
-            self._memory = self._plan_memory(max_bytes)
+        self._tile_bytes = tile_bytes
 
     # ---- which parameter is where
 
@@ -106,47 +93,31 @@ class Assembler:
         plan = self.sweep.plan
         return [plan.sites[use.site].rule for use in plan.uses[i]]
 
-    def _is_whole(self, i: int) -> bool:
+    def is_whole(self, i: int) -> bool:
         """Whether per-sample gradients of a parameter are formed in one piece."""
         through = any(use.through is not None for use in self.sweep.plan.uses[i])
-        return through or any(rule.HOLDS_WHOLE for rule in self._rules(i))
+        by_rows = self.sweep.plan.routes[i] == Route.ROWS
+        return through or by_rows or any(rule.HOLDS_WHOLE for rule in self._rules(i))
 
-    # ---- memory
+    def fast_rows(self, i: int) -> int:
+        """Rows of a parameter in the smallest tile that is fast."""
+        return max((rule.TILE_ROWS for rule in self._rules(i)), default=1)
 
     @property
-    def memory(self) -> MemoryPlan:
-        """Predicted extra memory; checked at once where there is a bound, else computed when a tile asks."""
-        if self._memory is None:
-            self._memory = self._plan_memory(self._max_bytes)
-        return self._memory
-
-    def _plan_memory(self, max_bytes: int | None) -> MemoryPlan:
-        size = torch.finfo(self.dtype).bits // 8
-        fixed = self.rows * self.rows * size
-        fixed += sum(data.sensitivities.numel() * size for data in self.sweep.sites.values())
-        smallest_tile = preferred = 0
-        for i in self.kept((*self.layout.ruled, *self.layout.rows)):
-            parameter = self.sweep.state.parameters[i]
-            if self.sweep.plan.routes[i] == Route.ROWS:
-                smallest_tile = max(smallest_tile, self.rows * parameter.numel() * size)
-            elif self._is_whole(i):
-                passing = [math.prod(use.shape) for use in self.sweep.plan.uses[i] if use.through is not None]
-                fixed += self.rows * max(passing, default=0) * size
-                fixed += self.rows * parameter.numel() * size
-            else:
-                row = parameter.numel() // parameter.shape[0] if parameter.dim() else 1
-                smallest_tile = max(smallest_tile, self.rows * row * size)
-                count = max(rule.TILE_ROWS for rule in self._rules(i))
-                preferred = max(preferred, self.rows * row * size * count)
-        smallest = fixed + smallest_tile
-        if max_bytes is None:
-            return MemoryPlan(fixed, smallest, max(ops.TILE_BYTES, smallest_tile, preferred))
-        if max_bytes < smallest:
-            raise ValueError(
-                f"max_bytes: {max_bytes} is too small for {self.rows} kernel rows of this model; the smallest bound "
-                f"that works is {smallest}"
+    def tile_bytes(self) -> int:
+        """What a tile may take."""
+        if self._tile_bytes is None:
+            self._tile_bytes = max(
+                [ops.TILE_BYTES, *(self._fast_tile(i) for i in self.kept(self.layout.ruled))]
             )
-        return MemoryPlan(fixed, smallest, max(smallest_tile, min(max_bytes - fixed, 16 * ops.TILE_BYTES)))
+        return self._tile_bytes
+
+    def _fast_tile(self, i: int) -> int:
+        """Bytes of the smallest tile of a parameter that is fast."""
+        if self.is_whole(i):
+            return 0  # formed in one piece, whatever a tile may take
+        row = rows_of(self.sweep.state.parameters[i])[1]
+        return self.rows * row * self.dtype.itemsize * self.fast_rows(i)
 
     # ---- kernel
 
@@ -206,40 +177,46 @@ class Assembler:
         if weights is not None and data.site.rule.SWEEPS_GRADIENT:
             gradient = self.swept[i] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         data.site.rule.sweep_weight(
-            data, factor, parameter, self.kernel, gradient, weights, self._cast, self.memory.tile
+            data, factor, parameter, self.kernel, gradient, weights, self._cast, self.tile_bytes
         )
 
     def tile_step(self, i: int, other_rows: int = 0) -> int:
         """How many rows of a parameter fit a tile (of `other_rows` further kernel rows as well)."""
-        parameter = self.sweep.state.parameters[i]
-        total = parameter.shape[0] if parameter.dim() else 1
-        size = torch.finfo(self.dtype).bits // 8
-        row = parameter.numel() // max(total, 1) * size * (self.rows + other_rows)
-        step = max(1, min(total, self.memory.tile // max(1, row)))
-        if any(use.through is not None for use in self.sweep.plan.uses[i]):
-            return max(total, 1)
-        multiple = max(rule.TILE_ROWS for rule in self._rules(i))
+        total, row = rows_of(self.sweep.state.parameters[i])
+        if self.sweep.plan.routes[i] == Route.ROWS or any(
+            u.through is not None for u in self.sweep.plan.uses[i]
+        ):
+            return total
+        step = max(
+            1, min(total, self.tile_bytes // max(1, row * self.dtype.itemsize * (self.rows + other_rows)))
+        )
+        multiple = self.fast_rows(i)
         return step - step % multiple if multiple < step < total else step
 
     def tiles(self, i: int, step: int) -> Iterator[tuple[slice, Tensor]]:
-        """Per-sample gradients of a parameter, summed over its uses: (rows, [n c, len(rows), ...])."""
-        parameter = self.sweep.state.parameters[i]
-        total = parameter.shape[0] if parameter.dim() else 1
+        """Per-sample gradients of a parameter, tile by tile: (rows, [n c, len(rows), ...])."""
+        total = rows_of(self.sweep.state.parameters[i])[0]
         for first in range(0, total, step):
             rows = slice(first, min(total, first + step))
-            summed: Tensor | None = None
-            for use, factor in zip(self.sweep.plan.uses[i], self.sweep.factors[i], strict=True):
-                data = self.sweep.sites.get(use.site)
-                if data is None:
-                    continue
-                own = rows if use.through is None else slice(0, use.shape[0] if use.shape else 1)
-                part = data.site.rule.tile(data, use, factor, own, arriving(use, parameter))
-                if use.through is not None:  # all rows at once
-                    part = self.sweep.pull_back(use, parameter, part.view(self.rows, *use.shape))
-                    part = part if parameter.dim() else part.unsqueeze(1)
-                summed = part if summed is None else summed + part
-            if summed is not None:
-                yield rows, self._cast(summed)
+            tile = self.tile(i, rows)
+            if tile is not None:
+                yield rows, tile
+
+    def tile(self, i: int, rows: slice) -> Tensor | None:
+        """Per-sample gradients of parameter[rows], summed over its uses: [n c, len(rows), ...], or None for 0."""
+        parameter = self.sweep.state.parameters[i]
+        summed: Tensor | None = None
+        for use, factor in zip(self.sweep.plan.uses[i], self.sweep.factors[i], strict=True):
+            data = self.sweep.sites.get(use.site)
+            if data is None:
+                continue
+            own = rows if use.through is None else slice(0, use.shape[0] if use.shape else 1)
+            part = data.site.rule.tile(data, use, factor, own, arriving(use, parameter))
+            if use.through is not None:  # all rows at once
+                part = self.sweep.pull_back(use, parameter, part.view(self.rows, *use.shape))
+                part = part[:, rows] if parameter.dim() else part.unsqueeze(1)
+            summed = part if summed is None else summed + part
+        return None if summed is None else self._cast(summed)
 
     def _add(self, i: int, rows: slice, tile: Tensor, weights: Tensor | None) -> None:
         """K += G G^T and, where a gradient is wanted, gradient[rows] += G^T w."""
@@ -256,8 +233,8 @@ class Assembler:
         """Exact fallback, in groups of parameters that fit the memory plan: (parameter, [n c, *shape])."""
         if not self.layout.rows:
             return
-        size = torch.finfo(self.dtype).bits // 8
-        budget = max(self.memory.tile, 1 << 28)
+        size = self.dtype.itemsize
+        budget = max(self.tile_bytes, 1 << 28)
         group: list[int] = []
         used = 0
         for i in [*self.kept(self.layout.rows), -1]:
@@ -276,6 +253,17 @@ class Assembler:
             for jacobian, part in zip(jacobians, rows, strict=True):
                 jacobian[start:stop] = part
         yield from zip(group, jacobians, strict=True)
+
+    def columns(self, i: int, rows: slice) -> Tensor | None:
+        """Columns of the Jacobian by any route: d f / d parameter[rows] as [n c, entries], None where all are zero."""
+        if self.sweep.plan.routes[i] == Route.UNUSED:
+            return None
+        if self.sweep.plan.routes[i] == Route.ROWS:
+            jacobian = next(iter(self._fallback_group([i])))[1]
+            tile: Tensor | None = jacobian[:, rows] if jacobian.dim() > 1 else jacobian
+        else:
+            tile = self.tile(i, rows)
+        return None if tile is None else tile.reshape(self.rows, -1)
 
     def whole_jacobian(self, i: int) -> Tensor:
         """Per-sample gradients of one parameter in one piece: [n c, *shape]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,12 @@ __all__ = [
     "check_inputs",
     "count",
     "describe",
+    "join",
+    "move",
     "same_samples",
     "signature",
+    "take",
+    "tensors",
     "versions",
 ]
 
@@ -42,6 +46,38 @@ def signature(x: Inputs) -> Any:
     if isinstance(x, Tensor):
         return x.shape, x.dtype
     return type(x), tuple((name, part.shape, part.dtype) for name, part in _parts(x))
+
+
+def tensors(x: Inputs) -> list[Tensor]:
+    """All tensors of an input."""
+    return [part for _, part in _parts(x)]
+
+
+def _map(x: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    if isinstance(x, Tensor):
+        return change(x)
+    if isinstance(x, tuple):
+        return tuple([change(part) for part in x])
+    return {name: change(part) for name, part in x.items()}
+
+
+def take(x: Inputs, samples: slice) -> Inputs:
+    """Some of the samples, as views."""
+    return _map(x, lambda part: part[samples])
+
+
+def move(x: Inputs, device: torch.device) -> Inputs:
+    """The samples on another device."""
+    return _map(x, lambda part: part.to(device) if isinstance(part, Tensor) else part)
+
+
+def join(parts: Sequence[Inputs]) -> Inputs:
+    """The samples of several inputs of one kind, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(tensors(part) for part in parts), strict=True)
+    joined = iter([torch.cat(column) for column in columns])
+    return _map(parts[0], lambda _: next(joined))
 
 
 def versions(x: Inputs) -> list[int]:

@@ -13,11 +13,12 @@ from catapult_ext.eigen import TopEigh
 from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
-from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, versions
+from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, signature, versions
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
 from catapult_ext.observe.outputs import outputs_2d
 from catapult_ext.observe.sweep import Sweep, arriving
+from catapult_ext.stream.job import check_max_bytes, tile_bytes_within
 
 __all__ = ["Observer", "check_target", "observe"]
 
@@ -81,7 +82,8 @@ class Observer:
             verify: when a plan is certified against autograd with random cotangents: "first" (its first use, and
                 its uses number 2, 4, 8, ...; always where routing depends on the data), "always", or "never"
                 again after the first use, which has to find out which rows belong to which sample.
-            max_bytes: bound of the extra memory beyond the model's own forward and backward.
+            max_bytes: bound of all memory that an observation takes beyond what there was before it (:doc:`/memory`);
+                what is read from it afterwards (eigenpairs, gradients, Hessian) comes on top. It needs the kernel.
 
         Raises:
             TypeError, ValueError: an argument that does not fit.
@@ -92,8 +94,9 @@ class Observer:
             raise ValueError(f"k: expected a positive integer, got {k!r}")
         if verify not in _VERIFY:
             raise ValueError(f"verify: expected one of {', '.join(_VERIFY)}, got {verify!r}")
-        if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes <= 0):
-            raise ValueError(f"max_bytes: expected a positive integer or None, got {max_bytes!r}")
+        check_max_bytes(max_bytes)
+        if max_bytes is not None and not kernel:
+            raise ValueError("max_bytes: expected None with kernel=False, where there is nothing to bound")
         self._state = ModelState(model, params)
         self._k = k
         self._kernel = kernel
@@ -102,6 +105,7 @@ class Observer:
         self._verify = verify
         self._max_bytes = max_bytes
         self._plans: dict[Any, Plan] = {}
+        self._tile_bytes: dict[Any, int] = {}
         self._start: Tensor | None = None
         self._hessian_start: Tensor | None = None
 
@@ -156,11 +160,12 @@ class Observer:
 
     def _with_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
         state = self._state
+        tile_bytes = None if self._max_bytes is None else self._tiles_within(x, self._max_bytes)
         sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
         with torch.no_grad():
             prediction = sweep.output.detach()
             residual, squares = ops.residual(prediction, check_target(y, prediction))
-            assembler = Assembler(sweep, residual, max_bytes=self._max_bytes)
+            assembler = Assembler(sweep, residual, tile_bytes=tile_bytes)
             kernel = assembler.build_kernel()
             agop = None if sweep.input_gradients is None else _agop(sweep.input_gradients)
         uses = {
@@ -182,6 +187,12 @@ class Observer:
             "gradient": LossGradient(state, assembler.swept, uses, residual),
             "report": lambda: _report(state, assembler),
         }
+
+    def _tiles_within(self, x: Inputs, max_bytes: int) -> int:
+        key = signature(x)
+        if key not in self._tile_bytes:
+            self._tile_bytes[key] = tile_bytes_within(self._state, x, max_bytes, agop=self._agop)
+        return self._tile_bytes[key]
 
     def _without_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
         state = self._state
@@ -243,7 +254,7 @@ def _report(state: ModelState, assembler: Assembler) -> list[LayerReport]:
                 data = sweep.sites.get(use.site)
                 if data is not None:
                     kind, work = data.site.rule.work(
-                        data, use, arriving(use, parameter), assembler.memory.tile
+                        data, use, arriving(use, parameter), assembler.tile_bytes
                     )
                     route = kind if plan.routes[i] == Route.GRAM else route
                     route = kind if kind == "node calls" else route
@@ -281,7 +292,7 @@ def observe(
         agop: compute the AGOP of the input.
         hessian: let the observation find the largest eigenpair of the Hessian of the loss.
         verify: see `Observer`; a one-shot plan is always new, so "first" certifies.
-        max_bytes: bound of the extra memory.
+        max_bytes: bound of the memory, see `Observer`.
 
     Returns:
         The Observation.

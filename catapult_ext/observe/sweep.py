@@ -18,10 +18,10 @@ from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.outputs import output_weights, outputs_2d
 from catapult_ext.rules.site_data import SiteData
 
-__all__ = ["Sweep", "arriving"]
+__all__ = ["ROWS_PER_BACKWARD", "Sweep", "arriving"]
 
 # How many kernel rows the exact fallback sends through one batched backward.
-_ROWS_PER_BACKWARD = 32
+ROWS_PER_BACKWARD = 32
 
 
 def arriving(use: Use, parameter: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class Sweep:
                 continue
             found = find_row_map(b1, b2, s, site.rule.LEAD)
             if not isinstance(found, str) and hasattr(site.rule, "refuse_rows"):
-                found = site.rule.refuse_rows(self.graph_nodes[site.node], found.positions) or found
+                found = site.rule.refuse_rows(self.graph_nodes[site.node], found) or found
             if isinstance(found, str):
                 problems[index] = found
             else:
@@ -345,8 +345,8 @@ class Sweep:
         unit = self._unit_cotangents()  # [outputs, n, c]
         n, total = self.output.shape[0], self.output.shape[0] * self.outputs
         tensors = [self.state.parameters[i] for i in parameters]
-        for start in range(0, total, _ROWS_PER_BACKWARD):
-            stop = min(total, start + _ROWS_PER_BACKWARD)
+        for start in range(0, total, ROWS_PER_BACKWARD):
+            stop = min(total, start + ROWS_PER_BACKWARD)
             cotangents = self.output.new_zeros(stop - start, n, self.output.shape[1])
             for row in range(start, stop):
                 i, j = divmod(row, self.outputs)
