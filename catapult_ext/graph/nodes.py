@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
@@ -16,12 +17,14 @@ __all__ = [
     "DATA_DEPENDENT",
     "NO_SECOND_DERIVATIVE",
     "backward",
+    "bag_tokens",
     "conv_geometry",
     "conv_input",
     "elementwise_derivative",
     "elementwise_scale",
     "embedding_scales_by_frequency",
     "embedding_tokens",
+    "is_bag",
     "is_convolution",
     "is_data_dependent",
     "is_layer_weight",
@@ -30,8 +33,11 @@ __all__ = [
     "is_scaling",
     "is_transpose",
     "is_transposed_convolution",
+    "linear_addend",
     "linear_features",
     "linear_scale",
+    "linear_source",
+    "negative_slope",
     "norm_saved",
     "output_count",
     "output_shape",
@@ -74,6 +80,8 @@ NO_SECOND_DERIVATIVE = {
         "in a parametrization of your own"
     ),
 }
+
+_SUM, _MEAN = 0, 1  # modes of an embedding bag
 
 # (class, argument): see `is_layer_weight`.
 _LAYER_WEIGHTS = {("AddmmBackward0", 2), ("MmBackward0", 1), ("ConvolutionBackward0", 1)}
@@ -191,7 +199,8 @@ def output_shape(node: Node, which: int) -> tuple[int, ...]:
 def reads_data(node: Node) -> bool:
     """True for nodes whose output may hold samples although no activation reaches them through an edge."""
     name = type_name(node)
-    return is_data_dependent(node) or name in ("EmbeddingBackward0", "ExpandBackward0", "RepeatBackward0")
+    gathers = ("EmbeddingBackward0", "EmbeddingBagBackward0", "ExpandBackward0", "RepeatBackward0")
+    return is_data_dependent(node) or name in gathers
 
 
 def linear_features(node: Node) -> Tensor:
@@ -204,6 +213,23 @@ def linear_scale(node: Node, role: str) -> float:
     if type_name(node) != "AddmmBackward0":
         return 1.0
     return float(node._saved_alpha if role == "weight" else node._saved_beta)
+
+
+def linear_addend(node: Node) -> float:
+    """Factor of what a matrix product is added to; 0 where there is nothing."""
+    return float(node._saved_beta) if type_name(node) == "AddmmBackward0" else 0.0
+
+
+def linear_source(node: Node) -> Node | None:
+    """The node that made the left factor of a matrix product, None for an input of the network."""
+    return node.next_functions[1 if type_name(node) == "AddmmBackward0" else 0][0]
+
+
+def negative_slope(node: Node) -> float | None:
+    """Slope below zero of a piecewise linear function that is the identity above: ReLU, leaky ReLU. None for others."""
+    if type_name(node) == "ReluBackward0":
+        return 0.0
+    return float(node._saved_negative_slope) if type_name(node) == "LeakyReluBackward0" else None
 
 
 def is_transposed_convolution(node: Node) -> bool:
@@ -264,7 +290,9 @@ def elementwise_scale(node: Node, argument: int) -> float:
 
 
 def elementwise_derivative(node: Node, argument: int) -> Tensor:
-    """Derivative of a product or quotient by an argument, of a shape that goes with the node's."""
+    """Derivative of a product, quotient or PReLU by an argument, of a shape that goes with the node's."""
+    if type_name(node) == "PreluKernelBackward0":
+        return node._saved_self.clamp_max(0)
     this, other = node._saved_self, node._saved_other
     if type_name(node) == "MulBackward0":
         return other if argument == 0 else this
@@ -281,6 +309,33 @@ def embedding_tokens(node: Node) -> Tensor:
     tokens: Tensor = node._saved_indices
     padding = _signed(node._saved_padding_idx)
     return tokens if padding < 0 else tokens.masked_fill(tokens == padding, -1)
+
+
+def is_bag(node: Node) -> bool:
+    """True for embedding bags."""
+    return type_name(node) == "EmbeddingBagBackward0"
+
+
+def bag_tokens(node: Node) -> tuple[Tensor, Tensor] | None:
+    """Tokens [bags, P] of bags of one length and the share [bags, P], in double, that each has in its bag's output.
+
+    None where bags differ in length, or are not sums or means. Tokens of the padding are replaced by -1.
+    """
+    offsets, mode = node._saved_offsets, node._saved_mode
+    bags, weights = offsets.numel(), node._saved_per_sample_weights
+    tokens = node._saved_indices
+    size = tokens.numel() // max(1, bags)
+    even = torch.equal(offsets, torch.arange(bags, device=offsets.device, dtype=offsets.dtype) * size)
+    if not (even and bags * size == tokens.numel() and mode in (_SUM, _MEAN)):
+        return None
+    tokens = tokens.view(bags, size)
+    padding = _signed(node._saved_padding_idx)
+    if padding >= 0:
+        tokens = tokens.masked_fill(tokens == padding, -1)
+    share = (tokens >= 0).double()
+    if weights is not None:
+        share = share * weights.detach().view(bags, size)
+    return tokens, share / share.sum(1, keepdim=True).clamp_min(1) if mode == _MEAN else share
 
 
 def embedding_scales_by_frequency(node: Node) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class ModelState:
         chosen = select_parameters(model, params)
         self.model = model
         self.names = list(chosen)
+        self.every = list(model.named_parameters())
         self.parameters: list[Tensor] = list(chosen.values())
         self.buffers = [
             (module, name, buffer)
@@ -74,6 +76,12 @@ class ModelState:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        for path, module in model.named_modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+                raise UnsupportedModule(
+                    f"model: {path or 'the model'} renormalises its weight in place in the forward (max_norm), so that "
+                    "an observation would change it; set max_norm to None and call torch.renorm after each step"
+                )
         self.compiled = _is_compiled(model)
         first = self.parameters[0]
         self.dtype, self.device = first.dtype, first.device
@@ -106,6 +114,21 @@ class ModelState:
             output = self.model(**x)
         return output
 
+    @contextmanager
+    def own_buffers(self) -> Iterator[None]:
+        """A forward inside writes to copies of the buffers, so that another one after it finds them as this one did.
+
+        Copies, since restoring values would change tensors that the graph of the forward has saved.
+        """
+        copies = {id(buffer): buffer.clone() for _, _, buffer in self.buffers}
+        for module, name, buffer in self.buffers:
+            module._buffers[name] = copies[id(buffer)]
+        try:
+            yield
+        finally:
+            for module, name, buffer in self.buffers:
+                module._buffers[name] = buffer
+
     def untouched(self) -> Untouched:
         """Context that restores buffers and random state on exit, also when an exception passes through."""
         return Untouched(self)
@@ -118,7 +141,7 @@ class Untouched:
     that the forward changed: what a training step commits.
     """
 
-    __slots__ = ("_before", "_committed", "_generator", "_random", "_state")
+    __slots__ = ("_before", "_committed", "_generator", "_random", "_state", "_versions")
 
     def __init__(self, state: ModelState) -> None:
         self._state = state
@@ -131,6 +154,7 @@ class Untouched:
                 "of torch.autocast"
             )
         self._before = [buffer.clone() for _, _, buffer in state.buffers]
+        self._versions = [parameter._version for _, parameter in state.every]
         self._generator = _generator(state.device)
         self._random = self._generator.get_state()
         self._committed: list[tuple[Tensor, Tensor]] = []
@@ -147,7 +171,15 @@ class Untouched:
         if self._before:
             with torch.no_grad():
                 self._restore_buffers()
-        if drew and kind is None:
+        if kind is not None:
+            return
+        for (name, parameter), version in zip(self._state.every, self._versions, strict=True):
+            if parameter._version != version:
+                raise UnsupportedModule(
+                    f"model: its forward wrote to the parameter {name}, which cannot be undone; change parameters "
+                    "outside of the forward"
+                )
+        if drew:
             raise UnsupportedModule(
                 "model: its forward draws random numbers (dropout in training mode?), so that its kernel is that of "
                 "another network at every call; call model.eval(), or set the dropout rates to 0"

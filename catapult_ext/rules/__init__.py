@@ -11,8 +11,8 @@ A rule is a module with
 - `MEETS_ANYTHING`: its node may as well combine parameters with parameters or constants (a mask, a frozen weight);
 - `TILE_ROWS`: rows of the parameter in a tile that is fast, where memory allows it;
 - `LEAD`: how many leading dimensions of its sensitivities may be rows;
-- `refuse(node, ...)`: why it does not cover this node, or None; `refuse_rows(node, positions)`, where there is one:
-  why not with so many rows per sample;
+- `refuse(node, ...)`: why it does not cover this node, or None; `refuse_rows(node, row_map)`, where there is one: why
+  not with these rows;
 - `features(node, argument)`: A, read from the node's saved tensors; `scale(node, role, argument)`: factor of the use;
 - `terms(...)`: the parts that are products of Gram matrices; `sweep_weight(...)`: K += G G^T for a weight that
   is no such part; `tile(...)`: per-sample gradients of a slice; `rank_factors(...)`: the two factors

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from catapult_ext import ops
 from catapult_ext.graph import nodes as names
+from catapult_ext.graph.certify import RowMap
 from catapult_ext.graph.plan import Use
 from catapult_ext.rules.positions import GRAMS, Sizes, position_grams_
 from catapult_ext.rules.site_data import SiteData
@@ -46,9 +47,9 @@ def scale(node: Any, role: str, argument: int) -> float:
     return 1.0
 
 
-def refuse_rows(node: Any, positions: int) -> str | None:
+def refuse_rows(node: Any, row_map: RowMap) -> str | None:
     """Several maps of a sample take a dimension more, and three is the most that a convolution has."""
-    many = positions > 1 and len(names.conv_geometry(node)[0]) == 3
+    many = row_map.positions > 1 and len(names.conv_geometry(node)[0]) == 3
     return "several volumes per sample" if many else None
 
 

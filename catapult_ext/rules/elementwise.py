@@ -1,8 +1,8 @@
 """Bare parameters: added to activations, multiplied with them, or repeated over samples, with broadcasting.
 
-Class tokens, position embeddings, scales, the gain of RMSNorm, the gain and shift of InstanceNorm. The derivative of
-the node's output by the parameter is one number for each element: its per-sample gradient is that number times
-B, summed over the elements of the sample that share an entry of the parameter.
+Class tokens, position embeddings, scales, the slope of PReLU, the gain of RMSNorm, gain and shift of InstanceNorm.
+The derivative of the node's output by the parameter is one number for each element: its per-sample gradient is that
+number times B, summed over the elements of the sample that share an entry of the parameter.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ NODES = {
     ("MulBackward0", 1): "weight",
     ("DivBackward0", 0): "weight",
     ("DivBackward0", 1): "weight",
+    ("PreluKernelBackward0", 1): "weight",
     ("ExpandBackward0", 0): "bias",
     ("RepeatBackward0", 0): "bias",
 }
@@ -47,7 +48,7 @@ def refuse(node: Any, role: str, transposed: bool) -> str | None:
 
 
 def features(node: Any, argument: int) -> Tensor:
-    """Derivative of a product or quotient."""
+    """Derivative of a product, a quotient or a PReLU."""
     return names.elementwise_derivative(node, argument)
 
 

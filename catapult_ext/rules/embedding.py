@@ -1,6 +1,7 @@
-"""Embedding tables: the per-sample gradient is a scatter of the sensitivities to the rows of the sample's tokens.
+"""Embedding tables and bags: the gradient is a scatter of the sensitivities to the rows of the sample's tokens.
 
-The kernel sees only rows that some sample uses, whatever the size of the table.
+In a bag each token gets its share of what arrives at the bag. The kernel sees only rows that some sample uses, whatever
+the size of the table.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from catapult_ext import ops
 from catapult_ext.graph import nodes as names
+from catapult_ext.graph.certify import RowMap
 from catapult_ext.graph.plan import Use
 from catapult_ext.rules.per_sample import rank_factors, scale
 from catapult_ext.rules.positions import GRAMS, Sizes, position_grams_
@@ -26,30 +28,45 @@ BATCHED_COTANGENTS = True
 CALLS_NODE = False
 SWEEPS_GRADIENT = False
 LEAD = (1, 2, 3)
-MEETS_ANYTHING = False
+MEETS_ANYTHING = True
 HOLDS_WHOLE = False
 TILE_ROWS = 1
-NODES = {("EmbeddingBackward0", 0): "weight"}
+NODES = {("EmbeddingBackward0", 0): "weight", ("EmbeddingBagBackward0", 0): "weight"}
 
 
 def refuse(node: Any, role: str, transposed: bool) -> str | None:
     """A gradient divided by how often a token came is none of the output."""
     if transposed:
         return "transposed table"
+    if names.is_bag(node) and names.bag_tokens(node) is None:
+        return "bags of different lengths, or their maximum"
     return "scale_grad_by_freq" if names.embedding_scales_by_frequency(node) else None
 
 
-def features(node: Any, argument: int) -> Tensor:
-    """Tokens [...], -1 for padding."""
-    return names.embedding_tokens(node)
+def refuse_rows(node: Any, row_map: RowMap) -> str | None:
+    """A table of which one vector belongs to several samples."""
+    return None if row_map.lead < len(names.output_shape(node, 0)) else "several samples in one vector"
+
+
+def features(node: Any, argument: int) -> Tensor | tuple[Tensor, Tensor]:
+    """Tokens [...], -1 for padding; of bags [bags, P], with the share of each."""
+    if not names.is_bag(node):
+        return names.embedding_tokens(node)
+    bags = names.bag_tokens(node)
+    assert bags is not None
+    return bags
 
 
 def _by_sample(data: SiteData) -> tuple[Tensor, Tensor]:
     """Tokens [n, T] and sensitivities [n, c, T, width] of all positions of a sample."""
-    assert isinstance(data.features, Tensor)
-    tokens = data.by_sample(data.features.unsqueeze(-1)).flatten(1)
-    b = data.sensitivities_by_sample()
-    return tokens, b.reshape(b.shape[0], b.shape[1], -1, b.shape[-1])
+    b = data.sensitivities_by_sample()  # [n, c, T, ..., width]
+    if isinstance(data.features, tuple):
+        tokens, share = (data.by_sample(each) for each in data.features)  # [n, bags, P]
+        b = b.unsqueeze(3) * share.to(b.dtype)[:, None, :, :, None]
+    else:
+        assert isinstance(data.features, Tensor)
+        tokens = data.by_sample(data.features.unsqueeze(-1))
+    return tokens.flatten(1), b.reshape(b.shape[0], b.shape[1], -1, b.shape[-1])
 
 
 def _scatter(tokens: Tensor, b: Tensor, rows: slice) -> Tensor:
@@ -122,8 +139,12 @@ def tile(data: SiteData, use: Use, factor: float, rows: slice, parameter: Tensor
 
 def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
     """Gradient of factor * sum_ij weights_ij f_ij with respect to the parameter, weights [n, c]."""
-    assert isinstance(data.features, Tensor)
-    tokens, d = data.features.flatten(), data.weighted(weights).flatten(0, -2)
+    tokens, d = data.features, data.weighted(weights)
+    if isinstance(tokens, tuple):
+        tokens, share = tokens
+        d = d.unsqueeze(-2) * share.to(d.dtype).unsqueeze(-1)  # [bags, P, width]
+    assert isinstance(tokens, Tensor)
+    tokens, d = tokens.flatten(), d.flatten(0, -2)
     result = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
     counted = (tokens >= 0).to(d.dtype) * factor  # padding gets no gradient
     return result.index_add_(0, tokens.clamp_min(0), d * counted.unsqueeze(1))

@@ -2,7 +2,7 @@
 
 The node's own backward is linear in the incoming gradient, so its parameter gradient for B masked to the rows
 of sample i is the gradient of output ij. It covers whatever has no rule of its own as long as rows can be told
-apart: bilinear layers, PReLU, recurrent cells; `rules/linear.py` describes the methods.
+apart, such as bilinear layers; `rules/linear.py` describes the methods.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCHED_COTANGENTS = True
 CALLS_NODE = True
 SWEEPS_GRADIENT = False
 LEAD = (1, 2, 3)
-MEETS_ANYTHING = False
+MEETS_ANYTHING = True
 HOLDS_WHOLE = True
 TILE_ROWS = 1
 

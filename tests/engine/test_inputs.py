@@ -40,27 +40,12 @@ def _model(**options: Any) -> Captioner:
     return Captioner(**options).double()
 
 
-class _OfOne(nn.Module):
-    """The same network of one argument, for the brute force."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: tuple[Tensor, ...]) -> Tensor:
-        return self.model(*x)
-
-
-def _rows(model: nn.Module, *x: Tensor) -> dict[str, Tensor]:
-    return brute_force.jacobian(_OfOne(model), x)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("named", [False, True])
 def test_several_tensors_by_position_and_by_name(named: bool) -> None:
     model, (image, tokens, y), (other, words, _) = _model(), _data(), _data(7, 3)
     x = {"tokens": tokens, "image": image} if named else (image, tokens)
     z = {"tokens": words, "image": other} if named else (other, words)
-    rows, columns = _rows(model, image, tokens), _rows(model, other, words)
+    rows, columns = brute_force.jacobian(model, x), brute_force.jacobian(model, z)
     expected = brute_force.kernel_of(rows)
     observer = cx.Observer(model)
     for _ in range(3):
