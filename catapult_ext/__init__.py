@@ -12,9 +12,10 @@ from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.hessian import hessian_top
 from catapult_ext.layer_agop import layer_agop, layer_gradients, nfa_correlation
 from catapult_ext.losses import decompose_loss
-from catapult_ext.ntk import jacobian, ntk
+from catapult_ext.ntk import jacobian, ntk, ntk_file, ntk_plan
 from catapult_ext.observe import LayerReport, Observation, Observer, observe
 from catapult_ext.runs import RunFolder
+from catapult_ext.stream.plan import NTKPlan, ParameterPlan
 from catapult_ext.training import (
     AGOP,
     GD,
@@ -72,10 +73,12 @@ __all__ = [
     "History",
     "LayerReport",
     "LogSpaced",
+    "NTKPlan",
     "NonFinite",
     "Observation",
     "Observer",
     "ParameterNorms",
+    "ParameterPlan",
     "RMSprop",
     "Recorder",
     "RunFolder",
@@ -102,6 +105,8 @@ __all__ = [
     "models",
     "nfa_correlation",
     "ntk",
+    "ntk_file",
+    "ntk_plan",
     "observe",
     "ops",
     "spectral_norm",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from catapult_ext import ops
-from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.inputs import Inputs, check_inputs
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.outputs import outputs_2d
-from catapult_ext.observe.sweep import Sweep
+from catapult_ext.stream.file import KernelFile
 from catapult_ext.stream.job import Job
 from catapult_ext.stream.plan import NTKPlan
-from catapult_ext.stream.samples import Loader, together
+from catapult_ext.stream.samples import Loader
 
-__all__ = ["jacobian", "ntk", "ntk_plan"]
+__all__ = ["jacobian", "ntk", "ntk_file", "ntk_plan"]
 
 
 def ntk(
@@ -65,30 +67,8 @@ def ntk(
     forwards and backwards as the plan has passes; per-sample gradients are formed once.
     """
     job = Job(model, x, z, outputs=outputs, params=params, per_parameter=per_parameter, dtype=dtype)
-    if max_bytes is not None or job.lazy:
-        plan = job.plan(max_bytes)
-        if plan.streamed:
-            kernels = job.stream(plan).kernels(job.rows, job.columns)
-            return dict(zip(job.state.names, kernels, strict=True)) if per_parameter else kernels[0]
-    state = job.state
-    with state.untouched():
-        other = None
-        if job.columns is not None:
-            with state.own_buffers():
-                other = Sweep(state, together(job.columns), {}, verify="first", outputs=job.swept_outputs)
-        sweep = Sweep(state, together(job.rows), {}, verify="first", outputs=job.swept_outputs)
-        kernels = []
-        with torch.no_grad():
-            for only in job.kernels:
-                first = Assembler(sweep, dtype=dtype, only=only)
-                if other is None:
-                    kernel = first.build_kernel()
-                else:
-                    kernel = _cross(first, Assembler(other, dtype=dtype, only=only))
-                kernels.append(_trace(kernel, sweep.outputs) if outputs == "trace" else kernel)
-    if per_parameter:
-        return dict(zip(state.names, kernels, strict=True))
-    return kernels[0]
+    kernels = job.compute(max_bytes)
+    return dict(zip(job.state.names, kernels, strict=True)) if per_parameter else kernels[0]
 
 
 def ntk_plan(
@@ -129,33 +109,55 @@ def ntk_plan(
     )
 
 
-def _trace(kernel: Tensor, c: int) -> Tensor:
-    """Mean over outputs of the diagonal blocks: [n c, m c] -> [n, m]."""
-    n, m = kernel.shape[0] // c, kernel.shape[1] // c
-    blocks = kernel.view(n, c, m, c)
-    return blocks.diagonal(dim1=1, dim2=3).mean(-1)
+def ntk_file(
+    model: nn.Module,
+    x: Inputs | Loader,
+    path: str | os.PathLike[str],
+    z: Inputs | Loader | None = None,
+    *,
+    outputs: str | int = "all",
+    params: Iterable[str | Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> np.memmap[Any, np.dtype[Any]]:
+    """`ntk` into a .npy file, for kernels larger than memory; a call that was interrupted goes on when repeated.
 
+    The kernel is computed in panels, rows of some samples at a time, and each panel by the same plan as `ntk`. Beside
+    the file lies `<path>.json`, which says whose kernel it is and which panels are done. A repeated call with the same
+    model, samples and arguments continues where the last one stopped, to the same bits, or returns the finished file.
 
-def _cross(first: Assembler, second: Assembler) -> Tensor:
-    """K(x, z): Gram products where both sides have one row per sample, per-sample gradients otherwise."""
-    kernel = first.sweep.output.new_zeros((first.rows, second.rows), dtype=first.dtype)
-    x_terms, z_terms = first.terms(), second.terms()
-    shared = [group for group in x_terms if group in z_terms and x_terms[group][2:] == z_terms[group][2:]]
-    if shared:
-        xa, xb, scale, beta = zip(*(x_terms[group] for group in shared), strict=True)
-        za, zb, _, _ = zip(*(z_terms[group] for group in shared), strict=True)
-        ops.ntk_gram_cross(xa, xb, za, zb, scale, beta, out=kernel)
-    covered = {i for group in shared for i in group}
-    ruled = set(first.kept(first.layout.ruled)) & set(second.layout.ruled)
-    for i in sorted(ruled - covered):
-        step = first.tile_step(i, second.rows)
-        # A side that does not reach the parameter yields no tiles, and its part of the kernel is zero.
-        for (_, tile), (_, other) in zip(first.tiles(i, step), second.tiles(i, step), strict=False):
-            kernel.addmm_(tile.flatten(1), other.flatten(1).t())
-    fallback = {*first.kept(first.layout.rows), *second.kept(second.layout.rows)}
-    for i in sorted(fallback):
-        left, right = first.whole_jacobian(i), second.whole_jacobian(i)
-        kernel.addmm_(left.reshape(first.rows, -1), right.reshape(second.rows, -1).t())
+    Args:
+        model: as for `ntk`, and so are the other arguments.
+        x: as for `ntk`.
+        path: the file to write, ending in .npy; its folder exists.
+        z: as for `ntk`.
+        outputs: as for `ntk`.
+        params: as for `ntk`.
+        dtype: as for `ntk`.
+        max_bytes: as for `ntk`; None: half of the memory that is free (when continued, what it was at first).
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        The kernel, [n c, m c] or [n, m], mapped from the file and read-only; `torch.from_numpy(numpy.array(kernel))`
+        reads it into memory.
+
+    Raises:
+        TypeError, ValueError, UnsupportedModule, NonFinite: as for `ntk`; the file exists and is another kernel
+            (another model, other samples, arguments or versions), which is left as it is.
+        UnwritableFile: the disk is full, or the folder cannot be written to.
+
+    Cost: as for `ntk`, and the forwards, backwards and per-sample gradients once for each panel.
+    """
+    path = Path(path)
+    if path.suffix != ".npy" or not path.parent.is_dir():
+        raise ValueError(f"path: expected a .npy file in a folder that exists, got {path}")
+    job = Job(model, x, z, outputs=outputs, params=params, per_parameter=False, dtype=dtype)
+    file = KernelFile(job, path, max_bytes)
+    if not file.finished:
+        file.write(progress)
+    kernel = np.load(path, mmap_mode="r")
+    assert isinstance(kernel, np.memmap)
     return kernel
 
 

@@ -7,6 +7,7 @@ knows the profiler's entry points, which are semi-private; `tests/engine/test_al
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,10 +35,15 @@ def record(call: Callable[[], _Result], device: torch.device) -> tuple[_Result, 
         _enable_profiler_legacy(config)
     except RuntimeError as error:
         raise RuntimeError("max_bytes: memory cannot be planned while a profiler is running") from error
+    # A collection in between would release what reference cycles hold at another moment each time.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         result = call()
     finally:
         threads = _disable_profiler_legacy()
+        if collecting:
+            gc.enable()
     on_cuda = device.type == "cuda"
     changes = [
         event.cuda_memory_usage() if on_cuda else event.cpu_memory_usage()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from catapult_ext import ops
 from catapult_ext.observe.inputs import Inputs, count, describe, same_samples
 from catapult_ext.observe.model_state import ModelState
+from catapult_ext.stream.one_sweep import one_sweep
 from catapult_ext.stream.passes import Stream
 from catapult_ext.stream.plan import NTKPlan, Planner, Sizes, make_plan
 from catapult_ext.stream.probe import LARGE, Probe, probe
-from catapult_ext.stream.samples import Loader, Samples, TensorSamples, samples_of
+from catapult_ext.stream.samples import Loader, Samples, TensorSamples, samples_of, together
 
 __all__ = ["Job", "check_max_bytes", "tile_bytes_within"]
 
@@ -125,13 +126,36 @@ class Job:
             panel=panel,
         )
 
-    def plan(self, max_bytes: int | None, panel: int | None = None, *, stream: bool = False) -> NTKPlan:
+    def bound(self, max_bytes: int | None) -> int:
+        """The bound where there has to be one: half of the memory that is free unless one is given."""
+        check_max_bytes(max_bytes)
+        return free_bytes(self.state.device) // 2 if max_bytes is None else max_bytes
+
+    def plan(self, max_bytes: int | None, panel: int | None = None) -> NTKPlan:
         """The plan of the kernel, or of a panel of it."""
         check_max_bytes(max_bytes)
-        if max_bytes is None and (self.lazy or stream):
-            max_bytes = free_bytes(self.state.device) // 2
+        if max_bytes is None and self.lazy:
+            max_bytes = self.bound(None)
         shapes = [tuple(p.shape) for p in self.state.parameters]
-        return make_plan(self.state.names, shapes, self.probe(), self.sizes(panel), max_bytes, stream=stream)
+        return make_plan(self.state.names, shapes, self.probe(), self.sizes(panel), max_bytes)
+
+    def compute(self, max_bytes: int | None) -> list[Tensor]:
+        """The kernels, all in memory."""
+        check_max_bytes(max_bytes)
+        if max_bytes is not None or self.lazy:
+            plan = self.plan(max_bytes)
+            if plan.streamed:
+                return self.stream(plan).kernels(self.rows, self.columns)
+        z = None if self.columns is None else together(self.columns)
+        return one_sweep(
+            self.state,
+            together(self.rows),
+            z,
+            self.kernels,
+            outputs=self.swept_outputs,
+            trace=self.trace,
+            dtype=self.dtype,
+        )
 
     def stream(self, plan: NTKPlan, on_block: Callable[[int], None] | None = None) -> Stream:
         """What computes the kernel by a plan."""

@@ -18,11 +18,11 @@ from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.sweep import Sweep
 from catapult_ext.stream.items import ColumnItem, HalfItem, Item, TermItem
 from catapult_ext.stream.plan import NTKPlan
-from catapult_ext.stream.samples import Samples
+from catapult_ext.stream.samples import Blocks
 
 __all__ = ["Stream"]
 
-#: Samples of a block that go through the model alone as well: their outputs tell whether samples are coupled.
+#: Blocks of a block that go through the model alone as well: their outputs tell whether samples are coupled.
 _ALONE = 2
 
 
@@ -53,7 +53,7 @@ class Stream:
         self._plans: dict[Any, Plan] = {}
         self._separate = False
 
-    def kernels(self, rows: Samples, columns: Samples | None, panel: slice | None = None) -> list[Tensor]:
+    def kernels(self, rows: Blocks, columns: Blocks | None, panel: slice | None = None) -> list[Tensor]:
         """The wanted kernels.
 
         Args:
@@ -85,13 +85,14 @@ class Stream:
 
     # ---- a pass
 
-    def _gather(self, items: Sequence[Item], samples: Samples) -> list[_Buffers]:
+    def _gather(self, items: Sequence[Item], samples: Blocks) -> list[_Buffers]:
         buffers = [_Buffers(item, samples.count, self) for item in items]
         first = 0
         for x in samples.blocks(self.plan.block):
             last = first + count(x)
+            alone = self._alone(x)
             with self.state.untouched():
-                self._fill(items, buffers, slice(first, last), x)
+                self._fill(items, buffers, slice(first, last), x, alone)
             first = last
             if self.on_block is not None:
                 self.on_block(count(x))
@@ -100,10 +101,24 @@ class Stream:
         self._separate = True
         return buffers
 
-    def _fill(self, items: Sequence[Item], buffers: Sequence[_Buffers], place: slice, x: Inputs) -> None:
+    def _alone(self, x: Inputs) -> Tensor | None:
+        """Outputs of the first samples of a block of the first pass, without the others beside them."""
+        if self._separate or count(x) <= _ALONE:
+            return None
+        with self.state.untouched():
+            return self.state.forward(take(x, slice(0, _ALONE))).detach().reshape(_ALONE, -1)
+
+    def _fill(
+        self,
+        items: Sequence[Item],
+        buffers: Sequence[_Buffers],
+        place: slice,
+        x: Inputs,
+        alone: Tensor | None,
+    ) -> None:
         sweep = Sweep(self.state, x, self._plans, verify="first", outputs=self._outputs)
-        if not self._separate and count(x) > _ALONE:
-            self._check_separate(sweep, x)
+        if alone is not None:
+            _check_separate(alone, sweep.output.detach()[:_ALONE])
         terms = self._terms(items, sweep)
         whole = Assembler(sweep)
         for item, buffer in zip(items, buffers, strict=True):
@@ -154,19 +169,6 @@ class Stream:
                     f"model: {self.state.names[i]} is used in another way in one block of samples than in another "
                     f"({plan.reasons[i]}); leave out max_bytes"
                 )
-
-    def _check_separate(self, sweep: Sweep, x: Inputs) -> None:
-        """Raise where the outputs of some samples depend on which others are beside them."""
-        with torch.no_grad():
-            few = take(x, slice(0, _ALONE))
-            alone = self.state.forward(few).detach().reshape(_ALONE, -1)
-        together = sweep.output.detach()[:_ALONE]
-        tolerance = relative_tolerance(together.dtype)
-        if not float((alone - together).norm()) <= tolerance * float(alone.norm() + together.norm()):
-            raise UnsupportedModule(
-                "model: its output for a sample changes with the samples beside it (BatchNorm in training mode?), so "
-                "that they cannot go through it in blocks: call model.eval(), or leave out max_bytes"
-            )
 
     # ---- full buffers
 
@@ -221,6 +223,16 @@ class Stream:
             b.view(n, c, m, c).mul_(a[:, None, :, None])
             total.add_(b)
             del halves[key]
+
+
+def _check_separate(alone: Tensor, together: Tensor) -> None:
+    """Raise where the outputs of some samples depend on which others are beside them."""
+    tolerance = relative_tolerance(together.dtype)
+    if not float((alone - together).norm()) <= tolerance * float(alone.norm() + together.norm()):
+        raise UnsupportedModule(
+            "model: its output for a sample changes with the samples beside it (BatchNorm in training mode?), so "
+            "that they cannot go through it in blocks: call model.eval(), or leave out max_bytes"
+        )
 
 
 def _add_term(total: Tensor, x: _Buffers, z: _Buffers, symmetric: bool) -> None:

@@ -284,8 +284,6 @@ def make_plan(
     probe: Probe,
     sizes: Sizes,
     max_bytes: int | None,
-    *,
-    stream: bool = False,
 ) -> NTKPlan:
     """Choose the way.
 
@@ -295,7 +293,6 @@ def make_plan(
         probe: what the first samples told.
         sizes: which kernel.
         max_bytes: the bound; None for one sweep, whatever it takes.
-        stream: never choose one sweep (the samples are not in memory).
 
     Raises:
         ValueError: the bound is too small; the message names the smallest that works.
@@ -305,7 +302,7 @@ def make_plan(
     smallest = planner.smallest()
     best = None
     items: tuple[tuple[Item, ...], ...] = ()
-    if not stream and (max_bytes is None or one <= max_bytes):
+    if max_bytes is None or (one <= max_bytes and sizes.panel is None):
         peak, block, count, tile_bytes = one, sizes.samples, 1, ops.TILE_BYTES
     else:
         assert max_bytes is not None

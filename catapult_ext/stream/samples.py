@@ -11,13 +11,13 @@ from torch import Tensor
 
 from catapult_ext.observe.inputs import Inputs, check_inputs, count, join, move, take, tensors
 
-__all__ = ["Loader", "LoaderSamples", "Samples", "TensorSamples", "samples_of", "together"]
+__all__ = ["Blocks", "Loader", "LoaderSamples", "Part", "Samples", "TensorSamples", "samples_of", "together"]
 
 #: A `torch.utils.data.DataLoader`, or anything else that gives the same batches each time it is iterated over.
 Loader = Iterable[Any]
 
 
-class Samples(Protocol):
+class Blocks(Protocol):
     """Samples that can be read again and again, always in the same order.
 
     Attributes:
@@ -30,8 +30,12 @@ class Samples(Protocol):
     bytes_per_sample: int
     bytes_read: int
 
-    def blocks(self, size: int) -> Iterator[Inputs]:
-        """All samples in blocks of `size`, the last one ragged."""
+    def blocks(self, size: int, first: int = 0, last: int | None = None) -> Iterator[Inputs]:
+        """The samples [first, last) in blocks of `size`, the last one ragged."""
+
+
+class Samples(Blocks, Protocol):
+    """Those of a whole argument."""
 
     def digest(self) -> str:
         """Hash of all samples, their dtypes and shapes."""
@@ -62,14 +66,29 @@ class TensorSamples:
         self.count = count(x)
         self.bytes_per_sample = self.bytes_read = 0
 
-    def blocks(self, size: int) -> Iterator[Inputs]:
+    def blocks(self, size: int, first: int = 0, last: int | None = None) -> Iterator[Inputs]:
         """See `Samples`."""
-        for first in range(0, self.count, size):
-            yield take(self._x, slice(first, min(self.count, first + size)))
+        last = self.count if last is None else last
+        for start in range(first, last, size):
+            yield take(self._x, slice(start, min(last, start + size)))
 
     def digest(self) -> str:
         """See `Samples`."""
         return _digest(self._x)
+
+
+class Part:
+    """Some of the samples, [first, last)."""
+
+    def __init__(self, samples: Blocks, first: int, last: int) -> None:
+        self._samples, self._first = samples, first
+        self.count = last - first
+        self.bytes_per_sample, self.bytes_read = samples.bytes_per_sample, samples.bytes_read
+
+    def blocks(self, size: int, first: int = 0, last: int | None = None) -> Iterator[Inputs]:
+        """See `Samples`."""
+        last = self.count if last is None else last
+        return self._samples.blocks(size, self._first + first, self._first + last)
 
 
 class LoaderSamples:
@@ -116,22 +135,33 @@ class LoaderSamples:
             check_inputs(x, self._device, f"{self._name}, batch {index}")
             yield x
 
-    def blocks(self, size: int) -> Iterator[Inputs]:
+    def blocks(self, size: int, first: int = 0, last: int | None = None) -> Iterator[Inputs]:
         """See `Samples`; raises ValueError where a batch is not that of the first pass."""
         held: list[Inputs] = []
         have = 0
-        for x in self._checked():
+        for x in self._within(first, self.count if last is None else last):
             held.append(x)
             have += count(x)
             if have < size:
                 continue
             x = join(held)
-            for first in range(0, have - size + 1, size):
-                yield take(x, slice(first, first + size))
+            for start in range(0, have - size + 1, size):
+                yield take(x, slice(start, start + size))
             have %= size
             held = [take(x, slice(count(x) - have, None))] if have else []
         if have:
             yield join(held)
+
+    def _within(self, first: int, last: int) -> Iterator[Inputs]:
+        """Those samples [first, last), batch by batch."""
+        start = 0
+        for x in self._checked():
+            stop = start + count(x)
+            if stop > first:
+                yield take(x, slice(max(0, first - start), last - start))
+            start = stop
+            if start >= last < self.count:
+                return
 
     def _checked(self) -> Iterator[Inputs]:
         seen = 0
