@@ -237,11 +237,13 @@ def chain_sgd_(
         if not bool(loss.isfinite()):
             break
         if bool(observed[step]):
-            scales = list(zip(weight_scale, bias_scale, trains_weight, trains_bias, strict=True))
-            kernel = sum(
+            has_bias = [flag and bias.numel() > 0 for flag, bias in zip(trains_bias, biases, strict=True)]
+            scales = list(zip(weight_scale, bias_scale, trains_weight, has_bias, strict=True))
+            parts = [
                 ((w * tw) ** 2 * a[layer] @ a[layer].T + (s * tb) ** 2) * (b[layer] @ b[layer].T)
                 for layer, (w, s, tw, tb) in enumerate(scales)
-            )
+            ]
+            kernel = torch.stack(parts).sum(0)  # [b, b]
             if not kernel.isfinite().all():
                 break
             lambda_1[step] = spectral_norm(kernel, tol)

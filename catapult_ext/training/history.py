@@ -61,6 +61,7 @@ class History:
             step.
         config: What `train` was given, as plain values.
         seconds: Time spent in the loop, over all interruptions.
+        engine: What made the updates: "general" or "native", see `train`.
         tensors: What recorders kept, by name: "steps", (m,) int64, and "values", (m, ...); on the CPU.
     """
 
@@ -70,6 +71,7 @@ class History:
     catapult_count: int | None
     config: dict[str, Any]
     seconds: float
+    engine: str = "general"
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def to_result(self, final_state: dict[str, torch.Tensor]) -> RunResult:
@@ -78,6 +80,7 @@ class History:
             "result": self.result,
             "catapult_count": self.catapult_count,
             "seconds": self.seconds,
+            "engine": self.engine,
             "config": self.config,
             "best": None,
         }
@@ -105,6 +108,7 @@ class History:
             catapult_count=summary["catapult_count"],
             config=summary["config"],
             seconds=summary["seconds"],
+            engine=summary.get("engine", "general"),  # runs before there was another one
             tensors=stored.tensors.get("recorded", {}),  # runs before recorders could keep tensors
         )
 
@@ -131,6 +135,10 @@ class MetricsTable:
     def put(self, row: int, column: str, value: float) -> None:
         """Set one number."""
         self._data[row, self._at[column]] = value
+
+    def put_all(self, first: int, column: str, values: np.ndarray) -> None:
+        """Set one column of rows first, first + 1, ..."""
+        self._data[first : first + len(values), self._at[column]] = values
 
     def get(self, row: int, column: str) -> float:
         """One number; NaN for a column that is not there."""

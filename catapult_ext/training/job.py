@@ -22,6 +22,8 @@ from catapult_ext.training.update import parameters_and_buffers
 
 __all__ = ["Job"]
 
+ENGINES = ("auto", "general", "native")
+
 # Columns of every run, in this order; those of the validation and of the recorders follow.
 COLUMNS: tuple[str, ...] = ("step", "lr", "loss", "train_loss", "measured_critical_lr")
 
@@ -43,6 +45,7 @@ class Job:
     evaluation_chunk: int
     one_pass: bool
     callbacks: tuple[Callback, ...]
+    engine: str
     check_every: int
     columns: tuple[str, ...]
     labels: Labels | None
@@ -63,6 +66,7 @@ class Job:
         evaluation_chunk: int,
         one_pass: bool | None,
         callbacks: Sequence[Callback],
+        engine: str,
     ) -> Job:
         """Check every argument of `train`; errors name the argument, what was expected and what came."""
         if not isinstance(model, nn.Module):
@@ -91,6 +95,8 @@ class Job:
             raise ValueError(f'best_by: expected "loss" or "error", got {best_by!r}')
         if best_by == "error" and labels is None:
             raise ValueError('best_by: expected "loss", since the targets are no class labels, got "error"')
+        if engine not in ENGINES:
+            raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
         algorithm.order(n, seed)
         epoch = algorithm.steps_per_epoch(n)
         default = 10 if algorithm.batch_size is None else epoch
@@ -134,6 +140,7 @@ class Job:
             evaluation_chunk=evaluation_chunk,
             one_pass=not dense if one_pass is None else one_pass,
             callbacks=callbacks,
+            engine=engine,
             check_every=stop.every or epoch,
             columns=columns,
             labels=labels,
@@ -146,10 +153,13 @@ class Job:
             [n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in self.model.named_parameters()
         ]
         buffers = [[n, list(b.shape), str(b.dtype)] for n, b in self.model.named_buffers()]
-        fields = (
+        fields: tuple[str, ...] = (
             *("algorithm", "schedule", "stop", "recorders", "seed"),
             *("validate_every", "best_by", "evaluation_chunk", "one_pass"),
         )
+        # What "auto" takes follows from the rest, so that runs from before there was a choice are known again.
+        if self.engine != "auto":
+            fields += ("engine",)
         return {
             **{name: describe(getattr(self, name), name) for name in fields},
             "model": {"type": type(self.model).__name__, "parameters": parameters, "buffers": buffers},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from catapult_ext.data import Dataset
 from catapult_ext.errors import NonFinite
 from catapult_ext.observe import Observation, Observer
 from catapult_ext.runs import RunSession
+from catapult_ext.training.chain import Chain, chain_for
 from catapult_ext.training.evaluation import Evaluation, evaluate
 from catapult_ext.training.history import Best, History, MetricsTable
 from catapult_ext.training.job import Job
@@ -23,6 +25,9 @@ from catapult_ext.training.schedules import Measurement
 from catapult_ext.training.update import Update, parameters_and_buffers, restore
 
 __all__ = ["Loop"]
+
+#: Steps in one native call: some tens of milliseconds, after which progress and run folder get their turn.
+_LONGEST_STRETCH = 256
 
 
 class Loop:
@@ -51,6 +56,8 @@ class Loop:
         self.order = None if whole else job.algorithm.order(len(self.train), job.seed, self.train.x.device)
         self.update = Update(job.algorithm, self.model)
         self.recording = Recording(job, self.table)
+        self.engine: str | None = None  # decided before the first update
+        self.chain: Chain | None = None
         self.plain_pass = Observer(self.model, kernel=False)
         self.whole_pass = ColdObserver(self.model, job.schedule.eigenpairs)
         self.measured: Measurement | None = None  # while the schedule decides
@@ -80,6 +87,7 @@ class Loop:
             catapult_count=self._catapult_count(),
             config=self.config,
             seconds=self.seconds,
+            engine=self.engine or "general",
             tensors=self.recording.tensors(),
         )
         if self.session is not None:
@@ -129,7 +137,10 @@ class Loop:
             self._validate(job.data.validation)
         self.recording.record_parameters(t, last=result is not None)
         if result is None:
-            return self._update(passes)
+            if self.chain is None and self.engine != "general":
+                self.chain = chain_for(self.job, self.engine or self.job.engine)
+                self.engine = "general" if self.chain is None else "native"
+            return self._update(passes) if self.chain is None else self._stretch(self.chain)
         if self.order is None:
             self.recording.record_last_pass(t)
         self.recording.look_back(t)
@@ -153,12 +164,76 @@ class Loop:
         self.recording.push(t, self.lr, indices)
         self.update.step_(stepping, self.lr)
         self.recording.look_back(t)
+        self._call_back(t)
+        self.step = t + 1
+        return None
+
+    def _call_back(self, t: int) -> None:
         if self.job.callbacks:
             row = self.table.records(t, t + 1)[0]
             answers = [callback.on_step(row, self.model) for callback in self.job.callbacks]
             self.stopped = any(answers)
-        self.step = t + 1
-        return None
+
+    # ---- many steps in one call
+
+    def _stretch(self, chain: Chain) -> str | None:
+        """Make update t and those behind it up to the next row that needs more than its batch."""
+        assert self.order is not None
+        t, schedule = self.step, self.job.schedule
+        rates: list[float] = []
+        batches: list[torch.Tensor] = []
+        while not rates or self._is_quiet(t + len(rates), len(rates)):
+            step = t + len(rates)
+            batches.append(next(self.order))
+            rates.append(schedule.lr(step, self.schedule_state, functools.partial(self._measure_at, step)))
+        self.measured = None
+        observed = [self.recording.wants_batch(t + i) for i in range(len(rates))]
+        limit = self.job.stop.loss_limit(self.initial_loss)
+        losses, critical_lr = chain.steps_(batches, rates, observed, limit)
+        made = int(np.count_nonzero(losses <= limit))
+        while self.table.rows < t + made:
+            self.table.begin_row()
+        lr = np.array(rates[:made])
+        for column, values in (("step", np.arange(t, t + made)), ("loss", losses[:made]), ("lr", lr)):
+            self.table.put_all(t, column, values)
+        self.recording.record_stretch(t, lr, critical_lr[:made])
+        if made:
+            self.lr = rates[made - 1]
+            self._call_back(t + made - 1)
+        self.step = t + made
+        if made == len(rates):
+            return None
+        if made:
+            self.table.begin_row()
+            self._put("step", self.step)
+        if np.isnan(losses[made]):
+            raise NonFinite(f"the loss of the batch of step {self.step}, or its kernel, is not finite")
+        self._put("loss", losses[made])
+        return "diverged"
+
+    def _is_quiet(self, t: int, steps: int) -> bool:
+        """Whether nothing happens between updates t - 1 and t; `steps` are in the stretch already."""
+        job, session = self.job, self.session
+        each = bool(job.callbacks) or (session is not None and session.folder.checkpoint_seconds == 0)
+        return (
+            not each
+            and steps < _LONGEST_STRETCH
+            and t % job.check_every != 0
+            and (job.data.validation is None or t % job.validate_every != 0)
+            and not self.recording.wants_parameters(t)
+            and not job.schedule.measures(t, self.schedule_state)
+            and job.stop.verdict(t, None, self.initial_loss, None if self.best is None else self.best.step)
+            is None
+        )
+
+    def _measure_at(self, t: int) -> Measurement:
+        """Only the first step of a stretch can: the parameters of the others are not there yet."""
+        if t != self.step:
+            raise ValueError(
+                f"schedule: {type(self.job.schedule).__name__}.lr() measured at step {t}, for which its measures() is "
+                "False"
+            )
+        return self._measure(None)
 
     def _observe(self, x: torch.Tensor, y: torch.Tensor) -> tuple[Observation, Observation | None]:
         """The pass that makes the update, and the one with the kernel where something reads it."""
@@ -275,6 +350,7 @@ class Loop:
             "observer": self.plain_pass.state_dict(),  # the others begin each pass afresh
             "callbacks": self._callback_states(),
             "rows": self.table.records(self.written),
+            "engine": self.engine,
             "step": self.step,
             "lr": self.lr,
             "stopped": self.stopped,
@@ -316,6 +392,7 @@ class Loop:
                 f"callbacks: expected also {sorted(stored)}, whose state the interrupted run stored"
             )
         self.step, self.lr, self.stopped = state["step"], state["lr"], state["stopped"]
+        self.engine = state.get("engine", "general")  # of runs before there was another one
         self.initial_loss = state["initial_loss"]
         self.best = Best(**_to(state["best"], device)) if state["best"] is not None else None
         self.seconds = state["seconds"]

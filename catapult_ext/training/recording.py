@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ from catapult_ext.observe import Observation, Observer
 from catapult_ext.training.cadence import AroundSpikes, is_due
 from catapult_ext.training.history import MetricsTable
 from catapult_ext.training.job import Job
-from catapult_ext.training.recorders import Recorder, Step
+from catapult_ext.training.recorders import CATAPULT_MARGIN, Recorder, Step
 from catapult_ext.training.ring import StateRing
 
 __all__ = ["ColdObserver", "Recording"]
@@ -92,6 +93,20 @@ class Recording:
         for recorder in self.of_batch:
             if self._due(recorder, t):
                 self._record(recorder, t, lr, indices, observation)
+
+    def record_stretch(self, t: int, lr: np.ndarray, critical_lr: np.ndarray) -> None:
+        """Record the batches of updates t, t + 1, ... from the critical rates, NaN where none was asked for.
+
+        The recorder of the batch, if there is one, is `BatchCriticalRate`.
+        """
+        for recorder in self.of_batch:
+            catapult = np.where(np.isnan(critical_lr), np.nan, lr - critical_lr > CATAPULT_MARGIN)
+            for column, values in zip(recorder.columns(), (critical_lr, catapult), strict=True):
+                self._table.put_all(t, column, values)
+
+    def wants_parameters(self, t: int) -> bool:
+        """Whether something observes the parameters before update t, or the probe with them."""
+        return any(self._due(r, t) for r in (*self.of_model, *self._of_set))
 
     def record_parameters(self, t: int, *, last: bool) -> None:
         """Record what observes the parameters before update t or the probe; all of it in the last row."""

@@ -194,5 +194,5 @@ def test_measuring_seldom_costs_few_passes(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cx.Observer, "__call__", counted)
     data = digits(0, 64)
     schedule = cx.DecayAfterCatapult(cx.CatapultSchedule(every=4), every=4)
-    run(fcn(data, 0, 2), data, schedule, 13, algorithm=cx.SGD(16), recorders=[])
+    run(fcn(data, 0, 2), data, schedule, 13, algorithm=cx.SGD(16), recorders=[], engine="general")
     assert kernels == [64] * 4

@@ -231,7 +231,8 @@ def test_without_a_kernel_recorder_no_step_computes_a_kernel(
     monkeypatch.setattr(Observer, "__call__", counted)
     split = recipe.split()
     for algorithm in (GD(), SGD(4)):
-        train(recipe.model(), split, algorithm=algorithm, schedule=Constant(0.1), stop=Stop(max_steps=9))
+        arguments = {"algorithm": algorithm, "schedule": Constant(0.1), "stop": Stop(max_steps=9)}
+        train(recipe.model(), split, engine="general", **arguments)
         assert passes == [False] * (10 if algorithm == GD() else 9)
         passes.clear()
     train(
@@ -241,6 +242,7 @@ def test_without_a_kernel_recorder_no_step_computes_a_kernel(
         schedule=Constant(0.1),
         recorders=[BatchCriticalRate(every=4)],
         stop=Stop(max_steps=9),
+        engine="general",
     )
     assert passes == [t % 4 == 0 for t in range(9)]
     passes.clear()
