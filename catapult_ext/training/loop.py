@@ -22,7 +22,7 @@ from catapult_ext.training.progress import TrainingProgress
 from catapult_ext.training.recorders import BatchCriticalRate
 from catapult_ext.training.recording import ColdObserver, Recording
 from catapult_ext.training.schedules import Measurement
-from catapult_ext.training.update import Update, parameters_and_buffers, restore
+from catapult_ext.training.update import Update, parameters_and_buffers, restore, to_device
 
 __all__ = ["Loop"]
 
@@ -174,8 +174,6 @@ class Loop:
             answers = [callback.on_step(row, self.model) for callback in self.job.callbacks]
             self.stopped = any(answers)
 
-    # ---- many steps in one call
-
     def _stretch(self, chain: Chain) -> str | None:
         """Make update t and those behind it up to the next row that needs more than its batch."""
         assert self.order is not None
@@ -207,7 +205,7 @@ class Loop:
             self.table.begin_row()
             self._put("step", self.step)
         if np.isnan(losses[made]):
-            raise NonFinite(f"the loss of the batch of step {self.step}, or its kernel, is not finite")
+            raise NonFinite(f"step {self.step}: the loss of its batch, or its kernel, is not finite")
         self._put("loss", losses[made])
         return "diverged"
 
@@ -382,7 +380,7 @@ class Loop:
             self.order.load_state_dict(state["order"])
         self.schedule_state = state["schedule"]
         self.recording.load_state_dict(state["recording"])
-        self.plain_pass.load_state_dict(_to(state["observer"], device))
+        self.plain_pass.load_state_dict(to_device(state["observer"], device))
         stored = state["callbacks"]
         for callback in self.job.callbacks:
             if type(callback).__name__ in stored:
@@ -394,17 +392,8 @@ class Loop:
         self.step, self.lr, self.stopped = state["step"], state["lr"], state["stopped"]
         self.engine = state.get("engine", "general")  # of runs before there was another one
         self.initial_loss = state["initial_loss"]
-        self.best = Best(**_to(state["best"], device)) if state["best"] is not None else None
+        self.best = Best(**to_device(state["best"], device)) if state["best"] is not None else None
         self.seconds = state["seconds"]
         self.table.append_records(records)
         self.written = self.table.rows
         self.table.append_records(state["rows"])
-
-
-def _to(tree: Any, device: torch.device) -> Any:
-    """A tree with its tensors on a device."""
-    if isinstance(tree, torch.Tensor):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        return {name: _to(value, device) for name, value in tree.items()}
-    return tree

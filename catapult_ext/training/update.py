@@ -62,3 +62,12 @@ def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 def parameters_and_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     """By name, shared ones once; unlike `state_dict` also buffers that are not persistent."""
     return {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """A tree of dicts with its tensors on a device."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {name: to_device(value, device) for name, value in tree.items()}
+    return tree
