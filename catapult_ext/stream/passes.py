@@ -72,18 +72,29 @@ class Stream:
         halves: dict[tuple[int, ...], list[Tensor]] = {}
         with torch.no_grad():
             for items in self.plan._items:
-                left = self._gather(items, rows)
-                right = left if columns is None else self._gather(items, columns)
-                for item, x, z in zip(items, left, right, strict=True):
-                    if panel is not None:
-                        x = x.part(panel)
-                    self._add(item, totals[item.kernel], x, z, halves, columns is None and panel is None)
+                self._pass(items, rows, columns, panel, totals, halves)
             if self._trace:
                 for total in totals:
                     total.div_(self.plan.outputs)
         return totals
 
     # ---- a pass
+
+    def _pass(
+        self,
+        items: Sequence[Item],
+        rows: Blocks,
+        columns: Blocks | None,
+        panel: slice | None,
+        totals: list[Tensor],
+        halves: dict[tuple[int, ...], list[Tensor]],
+    ) -> None:
+        """Gather and add some items; on return their buffers are gone, before those of the next pass are made."""
+        left = self._gather(items, rows)
+        right = left if columns is None else self._gather(items, columns)
+        for item, x, z in zip(items, left, right, strict=True):
+            own = x if panel is None else x.part(panel)
+            self._add(item, totals[item.kernel], own, z, halves, columns is None and panel is None)
 
     def _gather(self, items: Sequence[Item], samples: Blocks) -> list[_Buffers]:
         buffers = [_Buffers(item, samples.count, self) for item in items]
