@@ -95,10 +95,12 @@ class Recording:
                 self._record(recorder, t, lr, indices, observation)
 
     def record_stretch(self, t: int, lr: np.ndarray, critical_lr: np.ndarray) -> None:
-        """Record the batches of updates t, t + 1, ... from the critical rates, NaN where none was asked for.
+        """Record the batches of updates t, t + 1, ... from b / lambda_1 of each, NaN where it was not asked for.
 
         The recorder of the batch, if there is one, is `BatchCriticalRate`.
         """
+        factor = self._job.algorithm.critical_factor
+        critical_lr = critical_lr * (np.nan if factor is None else factor)
         for recorder in self.of_batch:
             catapult = np.where(np.isnan(critical_lr), np.nan, lr - critical_lr > CATAPULT_MARGIN)
             for column, values in zip(recorder.columns(), (critical_lr, catapult), strict=True):

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import catapult_ext as cx
+from catapult_ext.training.chain import Chain
 from python_experiments.bench.cases import Case, job
 
 __all__: list[str] = []
+
+#: Steps in one stretch of the native engine, as between two looks at a training set of some hundred samples.
+_STRETCH = 64
 
 #: Small enough that the weights of thousands of steps stay where they were.
 _LR = 1e-6
@@ -20,15 +24,16 @@ _LR = 1e-6
 def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     """One eager SGD step with `torch.optim`, as everybody writes it."""
     optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+    return lambda: sgd_step(model, optimizer, x, y)
 
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = (model(x) - y).square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
 
-    return step
+def sgd_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+    """Zero the gradients, forward, backward, step; the loss."""
+    optimizer.zero_grad()
+    loss = (model(x) - y).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def func_kernel(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -189,3 +194,79 @@ def _sgd(s: Mapping[str, int]) -> Case:
         return step()
 
     return Case({**case.implementations, "torch.func + eigvalsh + torch step": separate}, case.errors)
+
+
+@job(
+    "chain-fcn2-5",
+    "FCN2, 64 SGD steps of batch 5, each with the batch's lambda_1 and critical rate",
+    baseline="torch steps",
+    shapes={"n": 2000, "batch": 5, "d": 100, "width": 1024, "depth": 2, "steps": _STRETCH},
+    target=0.2,
+    error="weights after one step, relative to the step",
+)
+@job(
+    "chain-fcn2-32",
+    "FCN2, 64 SGD steps of batch 32, each with the batch's lambda_1 and critical rate",
+    baseline="torch steps",
+    shapes={"n": 2000, "batch": 32, "d": 100, "width": 1024, "depth": 2, "steps": _STRETCH},
+    target=0.5,
+    error="weights after one step, relative to the step",
+)
+@job(
+    "chain-fcn4-5",
+    "FCN4, 64 SGD steps of batch 5, each with the batch's lambda_1 and critical rate",
+    baseline="torch steps",
+    shapes={"n": 2000, "batch": 5, "d": 100, "width": 256, "depth": 4, "steps": _STRETCH},
+    target=0.2,
+    error="weights after one step, relative to the step",
+)
+@job(
+    "chain-fcn4-32",
+    "FCN4, 64 SGD steps of batch 32, each with the batch's lambda_1 and critical rate",
+    baseline="torch steps",
+    shapes={"n": 2000, "batch": 32, "d": 100, "width": 256, "depth": 4, "steps": _STRETCH},
+    target=0.5,
+    error="weights after one step, relative to the step",
+)
+def _chain(s: Mapping[str, int]) -> Case:
+    model, x, y = _fcn(s["depth"], s["width"], s["d"], s["n"])
+    generator = torch.Generator().manual_seed(0)
+    batches = list(torch.randint(s["n"], (s["steps"], s["batch"]), generator=generator))
+    chain = Chain(copy.deepcopy(model), x, y, s["batch"])
+    rates, observed = [_LR] * s["steps"], [True] * s["steps"]
+    plain_model = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(plain_model.parameters(), lr=_LR)
+
+    def plain() -> None:
+        for batch in batches:
+            sgd_step(plain_model, optimizer, x[batch], y[batch])
+
+    observer = cx.Observer(copy.deepcopy(model))
+
+    def general() -> None:
+        for batch in batches:
+            observation = observer(x[batch], y[batch])
+            float(observation.critical_lr)
+            observation.step_(_LR)
+
+    return Case(
+        {
+            "torch steps": plain,
+            "catapult_ext": lambda: chain.steps_(batches, rates, observed, 1e9),
+            "catapult_ext, general engine": general,
+        },
+        {"catapult_ext": lambda: _step_error(model, x, y, batches[0])},
+    )
+
+
+def _step_error(model: nn.Module, x: Tensor, y: Tensor, batch: Tensor) -> float:
+    """Error of the parameters after one native step that is as long as they are, relative to it."""
+    ours, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    loss = (exact(x[batch].double()) - y[batch].double()).square().mean()
+    gradients = torch.autograd.grad(loss, list(exact.parameters()))
+    before = torch.cat([p.detach().flatten() for p in exact.parameters()])
+    gradient = torch.cat([g.flatten() for g in gradients])
+    rate = float(before.norm() / gradient.norm())
+    Chain(ours, x, y, len(batch)).steps_([batch], [rate], [True], 1e30)
+    after = torch.cat([p.detach().double().flatten() for p in ours.parameters()])
+    return float((after - (before - rate * gradient)).norm() / (rate * gradient.norm()))
