@@ -217,3 +217,17 @@ def test_layers_and_entry_by_entry_operations() -> None:
         map(nodes.takes_entry_by_entry, (gain, (x + nn.Parameter(torch.randn(4))).grad_fn, tables, norm))
     )
     assert not any(map(nodes.takes_entry_by_entry, (product, convolution)))
+
+
+def test_what_a_chain_of_layers_is_read_off() -> None:
+    x, w, b = torch.randn(5, 4), nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+    with_bias, without = F.linear(x, w, b), F.linear(x, w)
+    scaled = torch.addmm(torch.zeros(()), x, w.t(), beta=0.0, alpha=0.5)
+    assert [nodes.linear_addend(out.grad_fn) for out in (with_bias, without, scaled)] == [1.0, 0.0, 0.0]
+    assert [nodes.linear_source(out.grad_fn) for out in (with_bias, without, scaled)] == [None] * 3
+    hidden = torch.relu(with_bias)
+    for layer in (F.linear(hidden, nn.Parameter(torch.randn(2, 3))), torch.mm(hidden, torch.randn(3, 2))):
+        assert nodes.linear_source(layer.grad_fn) is hidden.grad_fn
+    assert nodes.negative_slope(hidden.grad_fn) == 0.0
+    assert nodes.negative_slope(F.leaky_relu(with_bias, 0.25).grad_fn) == 0.25
+    assert nodes.negative_slope(torch.tanh(with_bias).grad_fn) is None
