@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 
 from catapult_ext.eigen import TopEigh
+from catapult_ext.lanczos import check_arguments
 from catapult_ext.observe.hessian import LossHessian, kernel_vectors
 from catapult_ext.observe.inputs import Inputs, check_inputs
 from catapult_ext.observe.model_state import ModelState
@@ -75,29 +73,10 @@ def hessian_top(
     state = ModelState(model, None)
     check_inputs(x, state.device)
     p = sum(parameter.numel() for parameter in state.parameters)
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= p:
-        raise ValueError(f"k: expected an integer from 1 to {p}, got {k!r}")
-    if tol is not None and not (isinstance(tol, (int, float)) and 0 < tol < math.inf):
-        raise ValueError(f"tol: expected a positive number or None, got {tol!r}")
-    vectors = None if start is None else _start_vectors(start, p, state)
+    rows = check_arguments(k, tol, start, rows=p, like=state.parameters[0])
     with state.untouched():
         hessian = LossHessian(state, x, lambda output: check_target(y, output))
-        if vectors is None:
+        vectors = rows.t()
+        if start is None:
             vectors = hessian.pull_back(kernel_vectors(state, x, hessian.output.shape[1], k))
         return hessian.top(k, vectors, tol)
-
-
-def _start_vectors(start: Tensor | TopEigh, p: int, state: ModelState) -> Tensor:
-    """Start vectors [p, m], checked."""
-    vectors = start.vectors if isinstance(start, TopEigh) else start
-    if not isinstance(vectors, Tensor):
-        raise TypeError(f"start: expected a tensor or a TopEigh, got {type(vectors).__name__}")
-    if vectors.dtype != state.dtype:
-        raise TypeError(f"start: expected {state.dtype} as the model, got {vectors.dtype}")
-    if vectors.dim() != 2 or vectors.shape[0] != p or vectors.device != state.device:
-        raise ValueError(
-            f"start: expected shape ({p}, columns) on {state.device}, got {tuple(vectors.shape)} on {vectors.device}"
-        )
-    if not bool(torch.isfinite(vectors.sum())):
-        raise ValueError("start: expected finite vectors, got a NaN or an infinity")
-    return vectors

@@ -5,6 +5,7 @@ Letters: p rows of the operator, m vectors of the basis, k wanted pairs. A basis
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from catapult_ext.eigen import TopEigh
 from catapult_ext.errors import NonFinite, UnsupportedModule
 
-__all__ = ["Product", "largest"]
+__all__ = ["Product", "basis_size", "check_arguments", "largest"]
 
 #: (v [p], out [p]): writes H v to out.
 Product = Callable[[Tensor, Tensor], None]
@@ -26,6 +27,8 @@ _PIECE = 1 << 14
 _RANDOM = 0.1
 #: Of the random direction: numbers of one draw times numbers of another, since drawing p costs half a product.
 _RANDOM_ROW = 1024
+#: Vectors in a block: finds double eigenvalues, and takes about half the products of a block of ten for ten pairs.
+_LEAST_BLOCK = 2
 #: Memory comes in blocks of at most this (one vector where that is larger): beyond 32 MiB, and where one vector of
 #: a large network shares a block, the C library asks the system anew each time, which costs more than the algebra.
 _BLOCK_BYTES = 1 << 23
@@ -91,8 +94,9 @@ class _Rows:
 class _Basis:
     """Orthonormal rows Q [m, p], their products W = Q H and the projection T = Q H Q^T [m, m] in float64."""
 
-    def __init__(self, product: Product, like: Tensor) -> None:
+    def __init__(self, product: Product, like: Tensor, operator: str) -> None:
         self._product = product
+        self._operator = operator
         self._like = like
         self._rows, self._images = _Rows(like), _Rows(like)
         self._projection = torch.zeros((0, 0), dtype=torch.float64)
@@ -129,7 +133,7 @@ class _Basis:
         new[:, m] = self._rows.inner(m + 1, image)
         new[m, :m] = self._images.inner(m, q)
         if not bool(torch.isfinite(new[:, m]).all()):
-            raise NonFinite("model: a product with the Hessian of its loss is not finite")
+            raise NonFinite(f"model: a product with {self._operator} is not finite")
         self._projection = new
         return True
 
@@ -137,14 +141,15 @@ class _Basis:
         """Eigenvalues [m] of T, descending, and its eigenvectors as rows [m, m].
 
         Raises:
-            UnsupportedModule: T is not symmetric, so that the products are not those of a Hessian.
+            UnsupportedModule: T is not symmetric, so that the products are not those of the operator.
         """
         t = self._projection
         skew, size = float((t - t.t()).abs().max()), float(t.abs().max())
         if skew > size * torch.finfo(self._like.dtype).eps ** (1 / 3):
             raise UnsupportedModule(
-                f"model: its second derivative is not symmetric ({skew / size:.1e} of its size), so that the backward "
-                "of one of its operations is not the derivative of its forward, or is itself differentiated wrongly"
+                f"model: products with {self._operator} are not symmetric ({skew / size:.1e} of their size), so that "
+                "the backward of one of its operations is not the derivative of its forward, or is itself "
+                "differentiated wrongly"
             )
         values, vectors = torch.linalg.eigh((t + t.t()) / 2)
         return values.flip(0), vectors.t().flip(0)
@@ -173,6 +178,71 @@ class _Basis:
         self.size, self._projection = len(values), torch.diag(values)
 
 
+def check_arguments(
+    k: int, tol: float | None, start: Tensor | TopEigh | None, *, rows: int, like: Tensor
+) -> Tensor:
+    """Arguments of the functions that find eigenpairs of an operator with `rows` rows.
+
+    Args:
+        k: pairs.
+        tol: as given by the caller.
+        start: as given by the caller.
+        rows: p.
+        like: a tensor of the dtype and on the device of the vectors.
+
+    Returns:
+        Start vectors as rows [m, p], m = 0 for None.
+
+    Raises:
+        TypeError, ValueError: one of them does not fit.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= rows:
+        raise ValueError(f"k: expected an integer from 1 to {rows}, got {k!r}")
+    if tol is not None and not (isinstance(tol, (int, float)) and 0 < tol < math.inf):
+        raise ValueError(f"tol: expected a positive number or None, got {tol!r}")
+    if start is None:
+        return like.new_empty((0, rows))
+    vectors = start.vectors if isinstance(start, TopEigh) else start
+    if not isinstance(vectors, Tensor):
+        raise TypeError(f"start: expected a tensor or a TopEigh, got {type(vectors).__name__}")
+    if vectors.dtype != like.dtype:
+        raise TypeError(f"start: expected {like.dtype} as the model, got {vectors.dtype}")
+    if vectors.dim() != 2 or vectors.shape[0] != rows or vectors.device != like.device:
+        raise ValueError(
+            f"start: expected shape ({rows}, columns) on {like.device}, got {tuple(vectors.shape)} on {vectors.device}"
+        )
+    if not bool(torch.isfinite(vectors.sum())):
+        raise ValueError("start: expected finite vectors, got a NaN or an infinity")
+    return vectors.detach().t()
+
+
+def _begin(slot: Tensor, start: Tensor, seed: int) -> Tensor:
+    """The start vector of a number in a slot [p]: that row of start, if there is one, and a random part."""
+    norm = _norm(start[seed]) if seed < start.shape[0] else 0.0
+    if norm > 0.0:
+        torch.mul(start[seed], 1.0 / norm, out=slot)
+    else:
+        slot.zero_()
+    _add_random(slot, _RANDOM, seed)
+    return slot
+
+
+def _may_hide_copies(values: Tensor, residuals: Tensor, block: int, rounding: float) -> bool:
+    """Whether an eigenvalue above the last of values [k] came up as often as a block can find it."""
+    for i in range(len(values) - block):
+        j = i + block - 1
+        same = values[i] - values[j] <= residuals[i] + residuals[j] + rounding
+        if bool(same) and bool(values[j] - values[-1] > residuals[j] + residuals[-1] + rounding):
+            return True
+    return False
+
+
+def basis_size(p: int, k: int, columns: int, itemsize: int) -> int:
+    """Vectors [p] that `largest` holds at most of its basis, and again of its products."""
+    affordable = _BASIS_BYTES // (2 * p * itemsize)
+    return min(p, max(32 + 4 * k, columns + 2 * k, min(_LARGEST_BASIS, affordable)))
+
+
 def largest(
     product: Product,
     start: Tensor,
@@ -181,21 +251,27 @@ def largest(
     tol: float,
     max_products: int,
     what: str,
+    operator: str,
     stacklevel: int = 2,
 ) -> TopEigh:
     """Find the k largest (algebraic) eigenpairs of a symmetric operator.
 
-    Each round multiplies the residuals of the wanted pairs that have not converged and solves the projected problem of
-    everything multiplied so far. Every start vector gets a tenth of a random direction: an eigenvalue that exceeds the
-    result by delta stays unseen only where its vector has a part of less than residual / delta in the start.
+    Each round multiplies residuals of wanted pairs that have not converged, as many as there were start vectors (a
+    block), and solves the projected problem of everything multiplied so far. Every start vector gets a tenth of a
+    random direction: an eigenvalue that exceeds the result by delta stays unseen only where its vector has a part of
+    less than residual / delta in the start.
+
+    A block of m vectors finds an eigenvalue at most m times. So where one comes up m times and smaller ones are
+    wanted besides, everything is repeated with a block of k.
 
     Args:
         product: (v [p] of unit norm, out [p]): writes H v to out.
-        start: [m, p], m >= 0 rows, of any norm; random ones are added up to k.
+        start: [m, p], m >= 0 rows, of any norm; random ones are added up to 2 (up to k where k < 2).
         k: pairs, 1 <= k <= p.
         tol: largest residual, relative to |lambda_1|.
         max_products: where the iteration gives up, with a RuntimeWarning.
         what: name of the caller, for the warning.
+        operator: what the products are with, for errors.
         stacklevel: of the warning, as for `warnings.warn` called here.
 
     Returns:
@@ -209,38 +285,42 @@ def largest(
     than 256 MiB.
     """
     p, eps = start.shape[1], torch.finfo(start.dtype).eps
-    affordable = _BASIS_BYTES // (2 * p * start.element_size())
-    capacity = min(p, max(32 + 4 * k, start.shape[0] + 2 * k, min(_LARGEST_BASIS, affordable)))
-    basis = _Basis(product, start)
-    seed = 0
-    while seed < start.shape[0] or basis.size < k:
-        slot = basis.slot(0)
-        norm = _norm(start[seed]) if seed < start.shape[0] else 0.0
-        if norm > 0.0:
-            torch.mul(start[seed], 1.0 / norm, out=slot)
-        else:
-            slot.zero_()
-        _add_random(slot, _RANDOM, seed)
-        seed += 1
-        basis.append(slot)
-    scale = 0.0
+    capacity = basis_size(p, k, start.shape[0], start.element_size())
+    block, spent = max(min(k, _LEAST_BLOCK), start.shape[0]), 0
     while True:
-        values, weights = basis.ritz()
-        scale = max(scale, float(values.abs().max()))
-        bound = max(tol * abs(float(values[0])), 16 * eps * scale)
-        if basis.size + k > capacity and capacity < p:
-            kept = k + (capacity - k) // 3
-            basis.shrink(values[:kept], weights[:kept])
-            weights = torch.eye(kept, dtype=torch.float64)
-        slots = [basis.slot(j) for j in range(k)]
-        residuals = torch.tensor([basis.remainder(values[i], weights[i], slots[i]) for i in range(k)])
-        unconverged = (residuals > bound).nonzero()[:, 0].tolist()
-        may_grow = basis.products < max_products
-        if not any([may_grow and basis.size < p and basis.append(slots[i]) for i in unconverged]):
+        basis, seeds = _Basis(product, start, operator), max(block, start.shape[0])
+        for seed in range(seeds):
+            basis.append(_begin(basis.slot(0), start, seed))
+        scale = 0.0
+        while True:
+            values, weights = basis.ritz()
+            scale = max(scale, float(values.abs().max()))
+            bound = max(tol * abs(float(values[0])), 16 * eps * scale)
+            if basis.size + k > capacity and capacity < p:
+                kept = k + (capacity - k) // 3
+                basis.shrink(values[:kept], weights[:kept])
+                weights = torch.eye(kept, dtype=torch.float64)
+            wanted = range(min(k, basis.size))
+            slots = [basis.slot(j) for j in wanted]
+            residuals = torch.tensor([basis.remainder(values[i], weights[i], slots[i]) for i in wanted])
+            unconverged = (residuals > bound).nonzero()[:, 0].tolist()
+            if spent + basis.products >= max_products or basis.size == p:
+                if basis.size >= k:
+                    break
+            elif any([basis.append(slots[i]) for i in unconverged[:block]]):
+                continue
+            elif basis.size >= k:
+                break
+            # The start vectors span an invariant space of less than k dimensions.
+            basis.append(_begin(basis.slot(0), start, seeds))
+            seeds += 1
+        spent += basis.products
+        if block >= k or unconverged or not _may_hide_copies(values[:k], residuals, block, 16 * eps * scale):
             break
+        block = k
     if unconverged:
         warnings.warn(
-            f"{what}: {len(unconverged)} of {k} eigenpairs have not converged after {basis.products} products: the "
+            f"{what}: {len(unconverged)} of {k} eigenpairs have not converged after {spent} products: the "
             f"largest residual is {float(residuals.max()):.2e}, {bound:.2e} was asked for",
             RuntimeWarning,
             stacklevel=stacklevel,
