@@ -48,7 +48,7 @@ def ntk(
         per_parameter: return one kernel per parameter; they add up to the whole.
         dtype: torch.float64 accumulates and returns double also for a float32 model.
         max_bytes: bound of all memory that the call takes beyond what there was before it, result included
-            ({doc}`memory`). Where one sweep over all samples takes more, they go through the network in blocks, once
+            (:doc:`/memory`). Where one sweep over all samples takes more, they go through the network in blocks, once
             for each group of parameters that fits; `ntk_plan` tells beforehand. None: one sweep whatever it takes; for
             a loader half of the memory that is free.
 
@@ -96,7 +96,7 @@ def ntk_plan(
 
     Returns:
         The plan; `print(plan)` shows it as a table. `plan.peak_bytes` holds within 15 % of what is measured
-        ({doc}`memory` has the measurements).
+        (:doc:`/memory` has the measurements).
 
     Raises:
         TypeError, ValueError, UnsupportedModule, NonFinite: as for `ntk`.

@@ -29,6 +29,7 @@ PAGES = {
     "docs/models.md": "Myrtle-5",
     "docs/training.md": "kernel_trace",
     "docs/runs.md": "interrupted",
+    "docs/memory.md": "tangent kernel of 200 x 200 samples, 1 output",
     "docs/tutorial.md": "catapult: starts at",
 }
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -68,7 +68,7 @@ class Stream:
         height = rows.count if panel is None else panel.stop - panel.start
         shape = height * c, (rows if columns is None else columns).count * c
         device = self.state.device
-        totals = [torch.zeros(shape, dtype=self._dtype, device=device) for _ in self._kernels]
+        totals = [torch.empty(shape, dtype=self._dtype, device=device).zero_() for _ in self._kernels]
         halves: dict[tuple[int, ...], list[Tensor]] = {}
         with torch.no_grad():
             for items in self.plan._items:
