@@ -7,6 +7,7 @@ the last row, which describes the final parameters.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -120,16 +121,21 @@ class Spectrum(Recorder):
     `train` was given one (one pass over it for each record); otherwise, with GD, the training set, from the
     pass that makes the step. Batches need a probe.
 
+    Splits at further places come from the same eigenvectors: each number s in `splits` adds the columns
+    `top_loss_s` and `rest_loss_s`. Fig. 16 of the paper splits the loss of ten classes at the top 10, 30 and 50.
+
     Args:
         every: Steps between two records.
         k: Eigenvalues to record, at most n c.
         s: Eigenvectors in the top part of the loss, at most k; None: k.
+        splits: Numbers of eigenvectors at which the loss is split as well, ascending, each at most k.
     """
 
     observes: ClassVar[Literal["batch", "set"] | None] = "set"
 
     k: int = 1
     s: int | None = None
+    splits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,6 +143,11 @@ class Spectrum(Recorder):
             raise ValueError(f"k: expected an integer >= 1, got {self.k!r}")
         if self.s is not None and not (isinstance(self.s, int) and 1 <= self.s <= self.k):
             raise ValueError(f"s: expected None or an integer from 1 to k = {self.k}, got {self.s!r}")
+        whole = isinstance(self.splits, tuple) and all(isinstance(s, int) for s in self.splits)
+        if not whole or not all(a < b for a, b in itertools.pairwise((0, *self.splits, self.k + 1))):
+            raise ValueError(
+                f"splits: expected a tuple of ascending integers from 1 to k = {self.k}, got {self.splits!r}"
+            )
 
     @property
     def eigenpairs(self) -> int:
@@ -145,16 +156,18 @@ class Spectrum(Recorder):
 
     def columns(self) -> tuple[str, ...]:
         """See the class."""
-        return (*(f"lambda_{i + 1}" for i in range(self.k)), "critical_lr", "top_loss", "rest_loss")
+        values = (f"lambda_{i + 1}" for i in range(self.k))
+        parts = (f"{part}_{s}" for s in self.splits for part in ("top_loss", "rest_loss"))
+        return (*values, "critical_lr", "top_loss", "rest_loss", *parts)
 
     def record(self, step: Step) -> Sequence[float]:
         """Read them off the observation."""
         seen = step.observation
         assert seen is not None
-        s = self.s or self.k
         values, vectors = seen.eigen.values, seen.eigen.vectors  # (k,), (n c, k)
-        top, rest = decompose_loss(seen.residual, vectors[:, :s])
-        return (*values[: self.k].tolist(), step.critical_lr, top.item(), rest.item())
+        splits = (decompose_loss(seen.residual, vectors[:, :s]) for s in (self.s or self.k, *self.splits))
+        parts = (part.item() for split in splits for part in split)
+        return (*values[: self.k].tolist(), step.critical_lr, *parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,42 @@ def test_critical_rate_without_eigenvectors(recipe: Recipe, monkeypatch: pytest.
     assert history.metrics["critical_lr"].notna().tolist() == [True, False, False, True, True]
 
 
+@pytest.mark.parametrize("algorithm", [cx.GD(), cx.SGD(5)])
+def test_several_splits_of_a_loss_with_several_outputs(algorithm: cx.Algorithm) -> None:
+    recipe = Recipe(c=3)
+    model, twin, data = recipe.model(), recipe.model(), recipe.data()
+    probe = None if algorithm.batch_size is None else recipe.data(7, seed=4, name="probe")
+    history = cx.train(
+        model,
+        data,
+        algorithm=algorithm,
+        schedule=cx.Constant(0.2),
+        stop=cx.Stop(max_steps=3),
+        recorders=[cx.Spectrum(k=15, s=2, splits=(3, 9, 15))],
+        probe=probe,
+        seed=6,
+    )
+    seen, order = probe or data, cx.SGD(5).order(13, seed=6)
+    for t in range(4):
+        vectors = torch.linalg.eigh(brute.kernel(twin, seen.x)).eigenvectors.flip(1)  # [n c, n c], descending
+        r = (twin(seen.x) - seen.y).detach().reshape(-1)
+        parts = (vectors.t() @ r).square() / len(r)
+        for s, name in ((2, ""), (3, "_3"), (9, "_9"), (15, "_15")):
+            row = history.metrics.iloc[t]
+            np.testing.assert_allclose(row[f"top_loss{name}"], parts[:s].sum().item(), rtol=1e-8)
+            np.testing.assert_allclose(row[f"rest_loss{name}"], parts[s:].sum().item(), rtol=1e-8)
+        batch = slice(None) if probe is None else next(order)
+        brute.descend(twin, data.x[batch], data.y[batch], 0.2)
+
+
+@pytest.mark.parametrize("splits", [(1, 4), (0, 2), (2, 2), (3, 1), [1, 2], (1.5,), 2])
+def test_splits_that_the_eigenpairs_do_not_cover_are_named(splits: object) -> None:
+    with pytest.raises(
+        ValueError, match="splits: expected a tuple of ascending integers from 1 to k = 3, got"
+    ):
+        cx.Spectrum(k=3, splits=splits)  # type: ignore[arg-type]
+
+
 def hessian(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Eigenvalues of the Hessian of the loss, ascending; a backward per parameter."""
     parameters = [p for p in model.parameters() if p.requires_grad]
