@@ -186,16 +186,16 @@ def spike_height(run: Run) -> float:
     return float(loss.max() / loss[0]) if len(loss) else math.nan
 
 
-def spike_share(run: Run) -> float:
+def spike_share(run: Run, top: str = "top_loss") -> float:
     """Share of the spike's rise, from the first step to the peak, that lies in L_<=s; NaN without a spike.
 
-    The part that L_>s loses meanwhile is not credited: the share is at most 1.
+    The part that L_>s loses meanwhile is not credited: the share is at most 1. `top` is the column of L_<=s.
     """
     peak = peak_step(run)
-    if peak is None:
+    loss, part = run.recorded("loss", top)
+    if peak is None or peak >= len(part):  # the last loss of a run that diverged comes without a kernel
         return math.nan
-    loss, top = run.recorded("loss", "top_loss")
-    return min(1.0, float((top[peak] - top[0]) / (loss[peak] - loss[0])))
+    return min(1.0, float((part[peak] - part[0]) / (loss[peak] - loss[0])))
 
 
 def spike_end(run: Run) -> int | None:
@@ -219,9 +219,10 @@ def critical_rate_growth(run: Run) -> float:
 
 
 def falling_share(run: Run) -> float:
-    """Share of the steps in which L_>s falls."""
+    """Share of the steps in which L_>s falls; the step after which a run is no longer finite is none of them."""
     (rest,) = run.recorded("rest_loss")
-    return float((np.diff(rest) < 0).mean()) if len(rest) > 1 else math.nan
+    steps = len(rest) - 1 + (run.summary.get("result") == "diverged")
+    return float((np.diff(rest) < 0).sum() / steps) if len(rest) > 1 else math.nan
 
 
 def spikes(run: Run) -> list[cx.Spike]:

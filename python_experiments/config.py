@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 Rates = Literal["relative", "paper"]
 Device = Literal["cpu", "cuda"]
+Parameterization = Literal["ntk", "standard"]
 
 #: Image sets of ten classes: `--data` can put any of them in the place of the paper's.
 ImageSet = Literal["cifar10", "svhn", "fashion-mnist", "usps", "digits"]
@@ -34,7 +35,7 @@ class Network:
     width: int
     depth: int
     fixed_layers: tuple[int, ...] = ()
-    parameterization: Literal["ntk", "standard"] = "ntk"
+    parameterization: Parameterization = "ntk"
 
     def __post_init__(self) -> None:
         if self.kind == "myrtle" and self.depth != 5:
@@ -141,6 +142,7 @@ class RunConfig:
         max_steps: the run ends here at the latest.
         stop_loss: the run ends when the loss of the whole training set falls below it; None: never.
         eigenpairs: s of the loss split L = L_<=s + L_>s.
+        splits: further, smaller s, ascending, for which the loss is split as well.
         kernel_every: steps between two records of the kernel.
         validate_every: steps between two losses on the validation set; 0: never.
         probe: while training on batches, record the kernel of the whole training set and the parts of its loss.
@@ -168,6 +170,7 @@ class RunConfig:
     max_steps: int = 60
     stop_loss: float | None = None
     eigenpairs: int = 1
+    splits: tuple[int, ...] = ()
     kernel_every: int = 1
     validate_every: int = 0
     probe: bool = False

@@ -29,13 +29,19 @@ def series(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def loss_lines(ax: Axes, run: Run) -> list[Line2D]:
-    """The parts L_<=s and L_>s of the training set's loss."""
+    """The parts L_<=s of the training set's loss, for each s at which it is split, and L_>s for the largest."""
     lines = []
-    for column, colour, dash, relation in (
-        ("top_loss", style.TOP, "--", r"\leq"),
-        ("rest_loss", style.REST, ":", ">"),
-    ):
-        name = rf"$\mathcal{{L}}_{{{relation} {run.config.eigenpairs}}}$"
+    largest = run.config.eigenpairs
+    parts = [
+        *(
+            (f"top_loss_{s}", colour, "--", rf"\leq {s}")
+            for s, colour in zip(run.config.splits, style.TOPS, strict=False)
+        ),
+        ("top_loss", style.TOP, "--", rf"\leq {largest}"),
+        ("rest_loss", style.REST, ":", f"> {largest}"),
+    ]
+    for column, colour, dash, which in parts:
+        name = rf"$\mathcal{{L}}_{{{which}}}$"
         lines += ax.plot(*series(run, column), color=colour, linestyle=dash, label=name)
     return lines
 
@@ -65,6 +71,16 @@ def loss_panel(ax: Axes, run: Run, *, title: str, parts: bool = True) -> None:
             fontsize=9,
             color=style.TOP,
         )
+    style.legend_above(ax, lines)
+    style.plain_ticks(ax)
+
+
+def set_loss_panel(ax: Axes, run: Run, *, title: str) -> None:
+    """Of a run on batches: loss of the whole training set on a log scale, and its parts."""
+    style.label(ax, title=title, y="training loss", log=True)
+    steps, _ = series(run, "rest_loss")
+    lines = ax.plot(steps, set_loss(run), color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
+    lines += loss_lines(ax, run)
     style.legend_above(ax, lines)
     style.plain_ticks(ax)
 
@@ -102,8 +118,8 @@ STRIP = "Strip: orange while the rate is above the critical rate, blue while it 
 
 
 #: Panels of one run, top to bottom: how each is drawn and how high it is.
-LOSS_PANEL, PARTS_PANEL, NORM_PANEL, STRIP_PANEL = "loss", "parts", "norm", "strip"
-_HEIGHTS = {LOSS_PANEL: 4.0, PARTS_PANEL: 4.0, NORM_PANEL: 3.0, STRIP_PANEL: 0.3}
+LOSS_PANEL, PARTS_PANEL, SET_PANEL, NORM_PANEL, STRIP_PANEL = "loss", "parts", "set", "norm", "strip"
+_HEIGHTS = {LOSS_PANEL: 4.0, PARTS_PANEL: 4.0, SET_PANEL: 4.0, NORM_PANEL: 3.0, STRIP_PANEL: 0.3}
 
 
 @style.styled
@@ -127,6 +143,8 @@ def columns(groups: Groups, shown: Sequence[str]) -> Figure:
         for ax, panel in zip(axes[:, column], shown, strict=True):
             if panel in (LOSS_PANEL, PARTS_PANEL):
                 loss_panel(ax, run, title=title, parts=panel == PARTS_PANEL)
+            elif panel == SET_PANEL:
+                set_loss_panel(ax, run, title=title)
             elif panel == NORM_PANEL:
                 critical_rate_panel(ax, run)
             else:
@@ -150,6 +168,11 @@ def norms(groups: Groups) -> Figure:
 def loss_parts(groups: Groups) -> Figure:
     """Loss and its parts over the rate strip (Fig. 17)."""
     return columns(groups, (PARTS_PANEL, STRIP_PANEL))
+
+
+def sgd_catapults(groups: Groups) -> Figure:
+    """Runs on batches: loss of the whole set and its parts, norm of its kernel, critical rate and rate (Fig. 7)."""
+    return columns(groups, (SET_PANEL, NORM_PANEL))
 
 
 def from_scratch(groups: Groups) -> Figure:
@@ -282,13 +305,7 @@ def batch_spikes(groups: Groups) -> Figure:
     for column, (name, run) in enumerate(shown.items()):
         upper, lower = axes[:, column]
         title = run.config.algorithm if name == "main" else f"control: {name}"
-        style.label(upper, title=f"{title} (seed {run.seed})", y="training loss", log=True)
-        steps, _ = series(run, "rest_loss")
-        lines = upper.plot(steps, set_loss(run), color=style.LOSS, label=r"$\mathcal{L}$", zorder=3)
-        lines += loss_lines(upper, run)
-        style.legend_above(upper, lines)
-        style.plain_ticks(upper)
-
+        set_loss_panel(upper, run, title=f"{title} (seed {run.seed})")
         style.label(lower, x="step", y="critical rate of the batch", log=True)
         steps, rate, critical = run.recorded("step", "lr", "batch_critical_lr")
         above = rate > critical
@@ -301,6 +318,26 @@ def batch_spikes(groups: Groups) -> Figure:
         lines += lower.plot(steps, rate, color=style.RATE, label="rate")
         style.legend_above(lower, lines)
         style.plain_ticks(lower)
+    return figure
+
+
+@style.styled
+def critical_rates(groups: Groups) -> Figure:
+    """Fig. 12: each step's critical rate of the batch, from the kernel over that from the Hessian."""
+    shown = {name: first_run(group) for name, group in groups.items()}
+    figure, axes = style.panels(1, len(shown), size=(4.4 * len(shown), 4.4))
+    for ax, (name, run) in zip(axes[0], shown.items(), strict=True):
+        title = str(run.config.network) if name == "main" else f"control: {name}"
+        style.label(
+            ax, title=f"{title} (seed {run.seed})", x=r"$2 / \lambda_1(H)$", y=r"$b / \lambda_1(K)$", log=True
+        )
+        ax.set_xscale("log")
+        hessian, kernel = run.recorded("batch_hessian_critical_lr", "batch_critical_lr")
+        lines = ax.plot(hessian, kernel, ".", color=style.CRITICAL, markersize=5, label="step")
+        lines.append(ax.axline((1, 1), (2, 2), color=style.GREY, linewidth=1, label="equal"))
+        (rate,) = {*run.recorded("lr")[0]}
+        lines.append(ax.axhline(rate, color=style.RATE, linewidth=1, label="rate"))
+        style.legend_above(ax, lines)
     return figure
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRESETS = ("smoke", "cpu", "paper")
+#: Training points at most with the embedded digits, which have 236 images of the rarest pair of classes.
+DIGITS = 200
 
 #: Conditions of a group by name: the batch sizes of a table, or the one run of a figure.
 Conditions = dict[str, RunConfig]
@@ -139,6 +141,8 @@ class Request:
         """The preset's configuration with the chosen rates, images, device and changes."""
         config = get(self.experiment).presets[self.preset].config
         task = replace(config.task, name=self.images) if self.images else config.task
+        if self.images == "digits":
+            task = replace(task, train=min(task.train, DIGITS))
         config = replace(config, task=task, rates=self.rates, device=self.device)
         return sweep.apply(config, self.changes)
 

@@ -32,6 +32,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )
 LOSS, TOP, REST, KERNEL, CRITICAL, RATE = BLACK, VERMILION, BLUE, PURPLE, GREEN, ORANGE
 GREY = "#8a8a8a"
+#: Of L_<=s for the smaller s of a loss that is split at several.
+TOPS = (PURPLE, GREEN)
 
 #: Dots per inch of the stored plots, and the files that each is stored as; the report shows the first.
 DPI = 160

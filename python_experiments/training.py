@@ -75,7 +75,7 @@ def build(config: RunConfig, shape: tuple[int, ...], outputs: int, seed: int) ->
         return cx.models.FCN(int(np.prod(shape)), network.width, network.depth, **common)
     channels, *sides = shape
     if network.kind == "wrn":
-        return cx.models.WideResNet(channels, network.depth, network.width, **common)
+        return cx.models.WideResNet(channels, network.depth, network.width, batch_norm=False, **common)
     if network.kind == "myrtle":
         return cx.models.Myrtle5(channels, network.width, **common)
     of_images = {"cnn": cx.models.CNN, "vit": cx.models.ViT}[network.kind]
@@ -151,7 +151,7 @@ def recorders(config: RunConfig, data: cx.data.Split, seed: int) -> list[cx.Reco
     """What is recorded beside the losses."""
     chosen: list[cx.Recorder] = []
     if config.batch_size is None or config.probe:
-        chosen.append(cx.Spectrum(every=config.kernel_every, k=config.eigenpairs))
+        chosen.append(cx.Spectrum(every=config.kernel_every, k=config.eigenpairs, splits=config.splits))
     chosen.append(cx.BatchCriticalRate(every=config.kernel_every))
     if config.hessian:
         chosen.append(cx.BatchHessian(every=config.kernel_every))

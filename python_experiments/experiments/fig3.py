@@ -84,6 +84,7 @@ def experiment(
     statement: str,
     presets: dict[str, Preset],
     remarks: tuple[str, ...] = (),
+    claims: tuple[Claim, ...] = CLAIMS,
 ) -> Experiment:
     """A figure that shows of another network or of other data what Figure 3 shows."""
     return Experiment(
@@ -93,7 +94,7 @@ def experiment(
         statement=statement,
         presets=presets,
         groups=_GROUPS,
-        claims=CLAIMS,
+        claims=claims,
         plot=plots.catapult,
         remarks=(*remarks, *_REMARKS),
     )

@@ -196,30 +196,30 @@ def _sgd(config: RunConfig) -> RunConfig:
     return replace(config, batch_size=32, max_steps=400, stop_loss=1e-3, probe=True)
 
 
-_FCN, _CNN = _sgd(FCN5), _sgd(CNN5)
+FCN, CNN = _sgd(FCN5), _sgd(CNN5)
 _FULL = "The paper's sizes, at most 400 steps."
 _SMALL_TASK = replace(IMAGES, train=64)
 TABLE2_SHALLOW = _table2("2-layer", SHALLOW, FIG6.presets["smoke"], FIG6.presets["cpu"])
 TABLE2_FCN = _table2(
     "FCN",
-    _FCN,
+    FCN,
     Preset(
-        replace(_FCN, network=Network("fcn", 256, 5), task=_SMALL_TASK, max_steps=60),
+        replace(FCN, network=Network("fcn", 256, 5), task=_SMALL_TASK, max_steps=60),
         seeds=(0,),
         note="Width 256 instead of 1024, 64 points instead of 128 and 60 steps, to be quick.",
     ),
-    Preset(_FCN, seeds=(0, 1, 2), note=_FULL),
+    Preset(FCN, seeds=(0, 1, 2), note=_FULL),
 )
 TABLE2_CNN = _table2(
     "CNN",
-    _CNN,
+    CNN,
     Preset(
-        replace(_CNN, network=Network("cnn", 16, 5), task=_SMALL_TASK, max_steps=25),
+        replace(CNN, network=Network("cnn", 16, 5), task=_SMALL_TASK, max_steps=25),
         seeds=(0,),
         note="16 channels instead of 512, 64 points instead of 128 and 25 steps, to be quick.",
     ),
     Preset(
-        replace(_CNN, network=Network("cnn", 64, 5), max_steps=100),
+        replace(CNN, network=Network("cnn", 64, 5), max_steps=100),
         seeds=(0, 1, 2),
         note="64 channels instead of 512 and at most 100 steps: 512 channels take a minute a step on a CPU.",
     ),

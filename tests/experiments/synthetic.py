@@ -54,6 +54,8 @@ def catapult_run(
             "top_loss": top,
             "rest_loss": rest,
             "validation_loss": top + rest,
+            **{f"top_loss_{s}": top for s in config.splits},
+            **{f"rest_loss_{s}": rest for s in config.splits},
         }
     )
     outcome = {"result": "max_steps", "seconds": 1.5, "data": {}, **(summary or {})}
@@ -63,10 +65,9 @@ def catapult_run(
 def diverging_run(config: RunConfig) -> Run:
     """Both parts of the loss grow, until there is no finite row any more."""
     run = catapult_run(config, steps=6)
+    parts = [column for column in run.metrics if column.startswith(("top_loss", "rest_loss"))]
     growth = 4.0 ** run.metrics["step"]
-    metrics = run.metrics.assign(
-        top_loss=run.metrics["top_loss"] * growth, rest_loss=run.metrics["rest_loss"] * growth
-    )
+    metrics = run.metrics.assign(**{part: run.metrics[part] * growth for part in parts})
     metrics["loss"] = metrics["top_loss"] + metrics["rest_loss"]
     return replace(run, metrics=metrics, summary={**run.summary, "result": "diverged"})
 
@@ -129,6 +130,22 @@ def batches_of_32(group: str, condition: str, config: RunConfig, seed: int) -> R
     return probe_run(config, seed, rate=2.0 if group == "main" else 0.5)
 
 
+def sgd_catapults(group: str, condition: str, config: RunConfig, seed: int) -> Run:
+    """A run of Fig. 7, 19 or 21 to 23: two spikes of the training set's loss at which the norm of K falls, or none."""
+    peaks = (8, 25) if group == "main" else ()
+    run = catapult_run(config, spike=6.0 if peaks else 0.0, seed=seed, peaks=peaks)
+    critical = 5.0 + 30.0 * (run.metrics["step"].to_numpy()[:, None] >= np.array(peaks)).sum(1)
+    return replace(run, metrics=run.metrics.assign(critical_lr=critical, lambda_1=128 / critical))
+
+
+def two_critical_rates(group: str, condition: str, config: RunConfig, seed: int) -> Run:
+    """A run of Fig. 12: the two are apart by a tenth of the smallest tolerance, or by twice the largest."""
+    run = probe_run(config, seed, rate=2.0)
+    apart = 1.001 if group == "main" else 1.1
+    hessian = apart * run.metrics["batch_critical_lr"]
+    return replace(run, metrics=run.metrics.assign(batch_hessian_critical_lr=hessian))
+
+
 def counted_catapults(group: str, condition: str, config: RunConfig, seed: int) -> Run:
     """A run of Fig. 8 or 26: the more catapults the better; without catapults all runs come out the same."""
     count = int(condition.split()[0]) if group == "main" else 0
@@ -185,6 +202,14 @@ MAKERS = {
     "fig2": one_catapult,
     "fig3": one_catapult,
     "fig13": one_catapult,
+    "fig14": one_catapult,
+    "fig15": one_catapult,
+    "fig16": one_catapult,
+    "fig7": sgd_catapults,
+    "fig21": sgd_catapults,
+    "fig22": sgd_catapults,
+    "fig23": sgd_catapults,
+    "fig12": two_critical_rates,
     "fig4": several_catapults,
     "fig17": several_catapults,
     "fig18": several_catapults,

@@ -57,11 +57,11 @@ def test_info_is_json_and_data_says_what_is_where(tmp_path):
         (("run", "fig8", "--rates", "paper"), "the paper does not print all rates of fig8"),
         (
             ("run", "fig4-fcn", "--set", "reference=first sample"),
-            "reference: expected train for a rate that is raised, got first sample",
+            "reference: expected train for a rate that changes, got first sample",
         ),
         (
             ("run", "fig8", "--set", "reference=first sample"),
-            "reference: expected train for a rate that is raised",
+            "reference: expected train for a rate that changes",
         ),
         (("run", "fig4-fcn", "--set", "raises=[[5,2.0]]"), "--set raises: expected [], got"),
         (("run", "fig8", "--set", "catapults=3"), "--set catapults: expected null, got '3'"),

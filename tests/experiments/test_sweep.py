@@ -56,7 +56,7 @@ def test_lists_and_words_are_values_too():
         (["width=1.5"], "--set network.width: expected an integer, got '1.5'"),
         (["width=true"], "--set network.width: expected an integer, got 'true'"),
         (["width=1,,2"], "--set network.width: expected an integer, got ''"),
-        (["kind=rnn"], "--set network.kind: expected fcn or cnn, got 'rnn'"),
+        (["kind=rnn"], "--set network.kind: expected fcn or cnn or wrn or vit or myrtle, got 'rnn'"),
         (["rate.paper=x"], "--set rate.paper: expected a number or null, got 'x'"),
         (["task.classes=7"], r"--set task.classes: expected a list such as \[1,2\] of an integer, got '7'"),
         (["full_loss=1"], "--set full_loss: expected true or false, got '1'"),
