@@ -67,7 +67,7 @@ def write_svhn(root: Path, rows: tuple[int, int] = (40, 20)) -> Written:
 
 def idx(values: np.ndarray) -> bytes:
     header = struct.pack(f">i{values.ndim}i", 0x800 + values.ndim, *values.shape)
-    return gzip.compress(header + values.tobytes(), 1)
+    return gzip.compress(header + values.tobytes(), 1, mtime=0)
 
 
 def write_fashion_mnist(root: Path, rows: tuple[int, int] = (40, 20)) -> Written:

@@ -312,7 +312,10 @@ def hooked() -> nn.Module:
     ("make", "reason"),
     [
         (lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)), "TanhBackward0 is neither"),
-        (lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 1)), "NativeLayerNormBackward0 is neither"),
+        (
+            lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 1)),
+            "NativeLayerNormBackward0 is neither",
+        ),
         (Residual, "no weight or bias of a Linear layer|is neither"),
         (lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)), "the model has buffers"),
         (lambda: nn.Sequential(nn.Linear(5, 8), nn.LeakyReLU(-0.5), nn.Linear(8, 1)), "negative slope -0.5"),
