@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -11,21 +9,19 @@ from catapult_ext import ops
 from catapult_ext.observe.inputs import check_input
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.sweep import Sweep
+from catapult_ext.outer_products import (
+    average,
+    check_conventions,
+    correlation_or_nan,
+    raised_and_normalized,
+)
+from catapult_ext.stream.job import check_max_bytes
 
 __all__ = [
     "agop",
     "agop_alignment",
-    "check_conventions",
-    "check_max_bytes",
-    "correlation_or_nan",
     "input_gradients",
-    "power_rows",
-    "raised_and_normalized",
 ]
-
-_REDUCTIONS = ("mean", "sum")
-_NORMS = (None, "max", "trace", "frobenius")
-_CORRELATIONS = ("cosine", "pearson")
 
 
 def input_gradients(model: nn.Module, x: Tensor) -> Tensor:
@@ -99,65 +95,19 @@ def agop(
     check_input(x, state.device)
     n, d = x.shape[0], x[0].numel()
     block = n if max_bytes is None else _block(state, x, center, power, max_bytes)
+    blocks = x.split(block)
+    what = "the AGOP of the input"
+    if center or len(blocks) == 1:  # the mean is over all samples
+        gradients = torch.cat([input_gradients(model, each) for each in blocks])  # [n, c, d]
+        return average(
+            gradients, center=center, reduction=reduction, normalize=normalize, power=power, what=what
+        )
     scale = 1.0 / n if reduction == "mean" else 1.0
-    parts = []
     dtype = state.dtype if power == 1.0 else torch.float64  # roots enlarge the rounding of small eigenvalues
     total = torch.zeros(d, d, dtype=dtype, device=state.device)
-    for first in range(0, n, block):
-        gradients = input_gradients(model, x[first : first + block]).to(dtype)  # [block, c, d]
-        if center:
-            parts.append(gradients)  # the mean is over all samples
-        else:
-            ops.agop_reduce(gradients.flatten(0, 1), scale, out=total)
-    if center:
-        gradients = torch.cat(parts)
-        ops.agop_reduce((gradients - gradients.mean(0)).flatten(0, 1), scale, out=total)
-    return raised_and_normalized(total, power, normalize, "the AGOP of the input").to(state.dtype)
-
-
-def check_conventions(**given: object) -> None:
-    """Check the keywords that choose between conventions.
-
-    Raises:
-        ValueError: a value that is none of a keyword's.
-    """
-    allowed = {"reduction": _REDUCTIONS, "positions": ("sum", "mean"), "normalize": _NORMS}
-    allowed["correlation"] = _CORRELATIONS
-    for name, value in given.items():
-        if name == "power":
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and 0 < float(value) < math.inf):  # type: ignore[arg-type]
-                raise ValueError(f"power: expected a positive number, got {value!r}")
-        elif value not in allowed[name]:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed[name]))}, got {value!r}")
-
-
-def raised_and_normalized(total: Tensor, power: float, normalize: str | None, what: str) -> Tensor:
-    """(AGOP)^power [d, d], then divided by the chosen norm.
-
-    Raises:
-        ValueError: the norm is zero; `what` says of which matrix.
-    """
-    if power != 1.0:
-        total = ops.agop_reduce(power_rows(total, power))
-    if normalize is None:
-        return total
-    norm = {"max": total.max, "trace": total.trace, "frobenius": total.norm}[normalize]()
-    if not bool(norm > 0):
-        raise ValueError(f"normalize: {what} is zero and cannot be divided by its {normalize}")
-    return total / norm
-
-
-def power_rows(agop: Tensor, power: float) -> Tensor:
-    """N [d, d] in float64 with N^T N = agop^power; negative eigenvalues, which are rounding, count as zero."""
-    values, vectors = torch.linalg.eigh(agop.double())
-    return (vectors * values.clamp_min(0) ** (power / 2)).t().contiguous()
-
-
-def check_max_bytes(max_bytes: int) -> None:
-    """Raise ValueError unless it is a positive integer."""
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes <= 0:
-        raise ValueError(f"max_bytes: expected a positive integer or None, got {max_bytes!r}")
+    for each in blocks:
+        ops.agop_reduce(input_gradients(model, each).to(dtype).flatten(0, 1), scale, out=total)
+    return raised_and_normalized(total, power, normalize, what).to(state.dtype)
 
 
 def _block(state: ModelState, x: Tensor, center: bool, power: float, max_bytes: int) -> int:
@@ -215,36 +165,3 @@ def agop_alignment(g: Tensor, h: Tensor, *, correlation: str = "cosine") -> Tens
         kind = "zero or constant" if correlation == "pearson" else "zero"
         raise ValueError(f"g, h: expected AGOPs that are not {kind}, got one that is")
     return result
-
-
-def correlation_or_nan(g: Tensor, h: Tensor, correlation: str) -> Tensor:
-    """`agop_alignment` of checked arguments, NaN where it is not defined."""
-    means = correlation == "pearson"
-    squares_g, squares_h = _inner(g, g, means), _inner(h, h, means)
-    # A constant matrix leaves rounding when its mean is subtracted.
-    least_g, least_h = (1e-13 * _inner(m, m, False) if means else 0.0 for m in (g, h))
-    if not (bool(squares_g > least_g) and bool(squares_h > least_h)):
-        return torch.full_like(squares_g, math.nan)
-    return _inner(g, h, means) / (squares_g * squares_h).sqrt()
-
-
-def _inner(g: Tensor, h: Tensor, means: bool) -> Tensor:
-    """<G, H>_F in float64 for matrices [d, d] or gradients [n, c, d], without the means of their entries if wanted."""
-    if g.dim() == 2 and h.dim() == 2:
-        g, h = g.double(), h.double()
-        return ((g - g.mean()) * (h - h.mean())).sum() if means else (g * h).sum()
-    if g.dim() == 3 and h.dim() == 3:
-        dtype = torch.promote_types(g.dtype, h.dtype)
-        inner = ops.agop_inner(g.flatten(0, 1).to(dtype), h.flatten(0, 1).to(dtype))
-    else:
-        factor, matrix = (g, h) if g.dim() == 3 else (h, g)
-        rows = factor.flatten(0, 1).double()  # [n c, d]
-        inner = ((rows @ matrix.double()) * rows).sum()
-    return inner - _sum(g) * _sum(h) / g.shape[-1] ** 2 if means else inner
-
-
-def _sum(g: Tensor) -> Tensor:
-    """Sum of all entries of an AGOP, 1^T G 1."""
-    if g.dim() == 2:
-        return g.double().sum()
-    return g.double().sum(-1).square().sum()

@@ -7,21 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from catapult_ext import ops
-from catapult_ext.agop import (
-    check_conventions,
-    check_max_bytes,
-    correlation_or_nan,
-    power_rows,
-    raised_and_normalized,
-)
 from catapult_ext.errors import UnsupportedModule
 from catapult_ext.graph import Plan
 from catapult_ext.observe.inputs import check_input
+from catapult_ext.observe.layer_features import add_outer_products, correlations, finished
 from catapult_ext.observe.layer_gradients import LayerGradients
 from catapult_ext.observe.layer_gradients import layer_gradients as factors_of
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.sweep import Sweep
+from catapult_ext.outer_products import check_conventions
+from catapult_ext.stream.job import check_max_bytes
 
 __all__ = ["layer_agop", "layer_gradients", "nfa_correlation"]
 
@@ -119,24 +114,16 @@ def layer_agop(
         block = len(x) if max_bytes is None else source.block(center, power, max_bytes)
         means = source.means(block) if center and block < len(x) else {}
         total: dict[str, Tensor] = {}
-        count: dict[str, int] = {}
+        # Roots enlarge the rounding of small eigenvalues.
+        dtype = state.dtype if power == 1.0 else torch.float64
+        scale = 1.0 / len(x) if reduction == "mean" else 1.0
         for layers in source.blocks(block):
-            for name, layer in layers.items():
-                d = layer.weight.shape[1]
-                if name not in total:
-                    # Roots enlarge the rounding of small eigenvalues.
-                    dtype = state.dtype if power == 1.0 else torch.float64
-                    total[name], count[name] = layer.weight.new_zeros((d, d), dtype=dtype), layer.positions
-                if center:
-                    layer = layer.centered(means[name] if means else layer.sensitivities.mean(0))
-                scale = 1.0 / len(x) if reduction == "mean" else 1.0
-                if positions == "mean":
-                    scale /= count[name]
-                layer.add_outer_product(total[name], scale)
-    return {
-        name: raised_and_normalized(matrix, power, normalize, f"the AGOP of {name}").to(state.dtype)
-        for name, matrix in total.items()
-    }
+            if center and block >= len(x):
+                means = {name: layer.sensitivities.mean(0) for name, layer in layers.items()}
+            add_outer_products(
+                total, layers, scale=scale, positions=positions, means=means or None, dtype=dtype
+            )
+    return finished(total, power, normalize, state.dtype)
 
 
 class _Source:
@@ -149,7 +136,9 @@ class _Source:
         self._plans: dict[object, Plan] = {}
 
     def _sweep(self, x: Tensor, check_coupling: bool) -> dict[str, LayerGradients]:
-        sweep = Sweep(self._state, x, self._plans, verify="first", input_gradient=check_coupling)
+        sweep = Sweep(
+            self._state, x, self._plans, verify="first", input_gradient=check_coupling, layer_inputs=True
+        )
         with torch.no_grad():
             return factors_of(sweep, self._names)
 
@@ -186,7 +175,7 @@ class _Source:
         kept = working = fixed = temporary = 0
         for layer in layers:
             w, d = layer.weight.shape
-            kept += layer.sensitivities.numel()
+            kept += layer.sensitivities.numel() + (0 if layer.formed is None else layer.formed.numel())
             # B in the order of rows, or centred, and B W.
             working = max(working, 2 * layer.sensitivities.numel() + layer.rows * d)
             fixed += d * d
@@ -249,44 +238,12 @@ def nfa_correlation(
     with state.untouched():
         layers = next(_Source(state, x, params is not None).blocks(len(x)))
     named = dict(zip(state.names, state.parameters, strict=True))
-    result = {}
     with torch.no_grad():
-        for name, layer in layers.items():
-            weight = layer.weight
-            if initial is not None:
-                weight = weight - layer.as_matrix(_initial(initial, name, named[name]))
-            if center:
-                layer = layer.centered(layer.sensitivities.mean(0))
-            result[name] = correlation_or_nan(_powered(layer, power), _smaller(weight), correlation)
-    return result
-
-
-def _initial(initial: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-    value = initial.get(name)
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        raise ValueError(
-            f"initial: expected a tensor of shape {tuple(parameter.shape)} for {name}, got "
-            f"{tuple(value.shape) if isinstance(value, Tensor) else value!r}"
+        return correlations(
+            layers,
+            initial=initial,
+            parameters=named,
+            center=center,
+            power=power,
+            correlation=correlation,
         )
-    return value.detach().to(parameter)
-
-
-def _smaller(rows: Tensor) -> Tensor:
-    """G^T G of rows [r, d]: as [1, r, d], or the matrix [d, d] where that is smaller."""
-    return rows.unsqueeze(0) if rows.shape[0] < rows.shape[1] else ops.agop_reduce(rows.contiguous())
-
-
-def _powered(layer: LayerGradients, power: float) -> Tensor:
-    """(G^T G)^power as [1, rows, d] or [d, d]."""
-    d = layer.weight.shape[1]
-    if layer.rows >= d:
-        dtype = layer.weight.dtype if power == 1.0 else torch.float64
-        matrix = layer.weight.new_zeros((d, d), dtype=dtype)
-        layer.add_outer_product(matrix, 1.0 / layer.rows)
-        return matrix if power == 1.0 else power_rows(matrix, power).unsqueeze(0)
-    gradients = layer.gradients()  # [rows, d]
-    if power == 1.0:
-        return gradients.unsqueeze(0)
-    # G = U S V^T, so that (G^T G)^p = V S^2p V^T: with N = S^p V^T it is N^T N.
-    _, values, vectors = torch.linalg.svd(gradients.double(), full_matrices=False)
-    return (values.pow(power).unsqueeze(1) * vectors).unsqueeze(0)

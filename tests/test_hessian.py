@@ -40,7 +40,9 @@ def test_every_network_agrees_with_the_dense_hessian(name: str, monkeypatch: pyt
     model, x, y = problem(name)
     found = [cx.hessian_top(model, x, y, k) for k in (1, 3)]
     # The dense Hessian is taken of other parameters, which the recomputation behind a checkpoint would not see.
-    monkeypatch.setattr(networks.situations, "checkpoint", lambda function, value, use_reentrant: function(value))
+    monkeypatch.setattr(
+        networks.situations, "checkpoint", lambda function, value, use_reentrant: function(value)
+    )
     hessian = dense(model, x, y, vectorize=name == "checkpoint")  # quicker, but not for every network
     for top in found:
         check(top, hessian)

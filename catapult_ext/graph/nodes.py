@@ -29,12 +29,14 @@ __all__ = [
     "is_data_dependent",
     "is_layer_weight",
     "is_leaf",
+    "is_matrix_product",
     "is_scalar_product",
     "is_scaling",
     "is_transpose",
     "is_transposed_convolution",
     "linear_addend",
     "linear_features",
+    "linear_input",
     "linear_scale",
     "linear_source",
     "negative_slope",
@@ -203,6 +205,11 @@ def reads_data(node: Node) -> bool:
     return is_data_dependent(node) or name in gathers
 
 
+def is_matrix_product(node: Node) -> bool:
+    """True for products of two matrices, with or without an addend."""
+    return type_name(node) in ("AddmmBackward0", "MmBackward0")
+
+
 def linear_features(node: Node) -> Tensor:
     """Left factor A [rows, in] of a matrix product; raises where it was changed in place after use."""
     return node._saved_mat1 if type_name(node) == "AddmmBackward0" else node._saved_self
@@ -222,7 +229,13 @@ def linear_addend(node: Node) -> float:
 
 def linear_source(node: Node) -> Node | None:
     """The node that made the left factor of a matrix product, None for an input of the network."""
-    return node.next_functions[1 if type_name(node) == "AddmmBackward0" else 0][0]
+    return linear_input(node)[0]
+
+
+def linear_input(node: Node) -> tuple[Node | None, int]:
+    """Where the left factor of a matrix product came out: (node, which of its outputs), (None, 0) for an input."""
+    following: tuple[Node | None, int] = node.next_functions[1 if type_name(node) == "AddmmBackward0" else 0]
+    return following
 
 
 def negative_slope(node: Node) -> float | None:

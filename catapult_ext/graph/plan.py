@@ -8,6 +8,7 @@ serves every later forward with the same key.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from catapult_ext.graph import nodes as names
 from catapult_ext.graph.certify import RowMap
 from catapult_ext.graph.walk import Walk
 
-__all__ = ["Layout", "Plan", "Route", "Site", "Use", "build_plan"]
+__all__ = ["Layout", "Plan", "Route", "Site", "Use", "build_plan", "find_own_inputs"]
 
 
 class Route:
@@ -95,6 +96,7 @@ class Plan:
     certified: bool = False  # every row map was settled by live rows
     observations: int = 0
     unit: torch.Tensor | None = None  # cotangents [c, n, c], one output at a time
+    own_inputs: dict[int, tuple[int, int]] | None = None  # see `find_own_inputs`
 
     _layout: Layout | None = None
 
@@ -272,6 +274,27 @@ class _Builder:
             self.plan.of_parameters |= {site}
         shape = () if through is None else names.output_shape(self.walk.nodes[through[0]], through[1])
         return [Use(site, role, argument, transposed, factors, through, shape)], None
+
+
+def find_own_inputs(plan: Plan, walk: Walk) -> dict[int, tuple[int, int]]:
+    """Where the left factor of a matrix product came out, for every live site that alone takes it.
+
+    There the backward passes the gradient with respect to the layer's input, through this layer alone.
+
+    Returns:
+        By site (position in the walk, which output of that node).
+    """
+    if plan.own_inputs is None:
+        position = {node: index for index, node in enumerate(walk.nodes)}
+        takers = Counter(edge for node in walk.nodes for edge in node.next_functions)
+        products = {s: walk.nodes[plan.sites[s].node] for s in plan.layout.live}
+        edges = {s: names.linear_input(node) for s, node in products.items() if names.is_matrix_product(node)}
+        plan.own_inputs = {
+            s: (position[edge[0]], edge[1])
+            for s, edge in edges.items()
+            if edge[0] is not None and takers[edge] == 1
+        }
+    return plan.own_inputs
 
 
 def build_plan(walk: Walk, parameters: list[torch.Tensor], passed: frozenset[int] = frozenset()) -> Plan:

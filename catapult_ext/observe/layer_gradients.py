@@ -2,6 +2,7 @@
 
 A layer is a weight in matrix products or convolutions, Out = A M^T. The gradient of output ij with respect to row t
 of A, through this layer alone, is B_ijt M, so that nothing but B and M is needed: no features, no further backward.
+Where nothing else takes A, the backward passes just that on its way, and the sweep may have kept it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import nodes
 from catapult_ext.graph.plan import Route, Use
 from catapult_ext.observe.sweep import Sweep
+from catapult_ext.outer_products import power_rows
 from catapult_ext.rules.site_data import SiteData
 
 __all__ = ["LayerGradients", "layer_gradients"]
+
+# A factor of B^T B costs an eigendecomposition [w, w]: from so many rows of B for each of its rows on it is worth it.
+_TALL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +37,13 @@ class LayerGradients:
         weight: M [w, d], the layer's matrix; for a convolution d is the size of a patch.
         sensitivities: B [n, c, T, w] with the positions of all uses side by side.
         as_matrix: brings a tensor of the parameter's shape into the shape of M.
+        formed: G [n, c, T, d] where the backward has passed it, or None.
     """
 
     weight: Tensor
     sensitivities: Tensor
     as_matrix: Callable[[Tensor], Tensor]
+    formed: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -50,19 +57,44 @@ class LayerGradients:
 
     def centered(self, mean: Tensor) -> LayerGradients:
         """The same with a mean over samples [c, T, w] subtracted from B."""
-        return replace(self, sensitivities=self.sensitivities - mean)
+        formed = None if self.formed is None else self.formed - mean @ self.weight
+        return replace(self, sensitivities=self.sensitivities - mean, formed=formed)
+
+    def to(self, dtype: torch.dtype) -> LayerGradients:
+        """The same in another dtype; what is formed anew there, is formed in it."""
+        if dtype == self.weight.dtype:
+            return self
+        formed = None if self.formed is None else self.formed.to(dtype)
+        return replace(
+            self, weight=self.weight.to(dtype), sensitivities=self.sensitivities.to(dtype), formed=formed
+        )
 
     def gradients(self) -> Tensor:
         """G [n c T, d]."""
+        if self.formed is not None:
+            return self.formed.flatten(0, 2)
         return self.sensitivities.flatten(0, 2) @ self.weight
+
+    def factor(self, dtype: torch.dtype) -> Tensor:
+        """F [r, d] in the given dtype with F^T F = G^T G: G itself, or r = min(w, d) where G has far more rows."""
+        w, d = self.weight.shape
+        if self.rows <= _TALL * min(w, d):
+            return self.to(dtype).gradients()
+        if d < w:
+            matrix = self.weight.new_zeros((d, d), dtype=dtype)
+            self.add_outer_product(matrix, 1.0)
+            return power_rows(matrix, 1.0).to(dtype)
+        return power_rows(_gram(self.sensitivities.to(dtype)), 1.0).to(dtype) @ self.weight.to(dtype)
 
     def add_outer_product(self, out: Tensor, scale: float) -> None:
         """Out [d, d] += scale G^T G in out's dtype, through whichever of B W and B^T B costs less."""
         w, d = self.weight.shape
-        b, weight = self.sensitivities.to(out.dtype), self.weight.to(out.dtype)
-        if self.rows * d * (w + d / 2) <= self.rows * w * w / 2 + w * d * (w + d):
-            ops.agop_reduce(b.flatten(0, 2) @ weight, scale, out=out)
+        forming = 0 if self.formed is not None else w
+        through_b = self.rows * w * w / 2 + w * d * (w + d)
+        if self.rows * d * (forming + d / 2) <= through_b:
+            ops.agop_reduce(self.to(out.dtype).gradients(), scale, out=out)
             return
+        b, weight = self.sensitivities.to(out.dtype), self.weight.to(out.dtype)
         product = weight.t() @ ((_gram(b) * scale) @ weight)
         out.add_(product + product.t(), alpha=0.5)  # rounding makes the two triangles differ
 
@@ -179,7 +211,15 @@ def _factors(sweep: Sweep, i: int, name: str) -> LayerGradients:
             parts.append(part * factor if factor != 1.0 else part)
     if not parts:
         parts.append(weight.new_zeros((n, c, 1, w)))
-    return LayerGradients(weight, parts[0] if len(parts) == 1 else torch.cat(parts, 2), as_matrix)
+    b = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    return LayerGradients(weight, b, as_matrix, _formed(sweep, uses))
+
+
+def _formed(sweep: Sweep, uses: list[Use]) -> Tensor | None:
+    """G [n, c, T, d] where the backward has passed it."""
+    if len(uses) != 1 or uses[0].site not in sweep.layer_inputs or uses[0].site not in sweep.sites:
+        return None
+    return sweep.sites[uses[0].site].outputs_by_sample(sweep.layer_inputs[uses[0].site])
 
 
 def _filters_as_matrix(filters: Tensor, groups: int) -> Tensor:

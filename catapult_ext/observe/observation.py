@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 from catapult_ext import ops
 from catapult_ext.eigen import TopEigh, rate_at_norm, top_eigh
 from catapult_ext.errors import NonFinite
-from catapult_ext.graph.plan import Use
 from catapult_ext.losses import decompose_loss
+from catapult_ext.observe.layer_features import add_outer_products, correlations, factors, finished
+from catapult_ext.observe.layer_gradients import LayerGradients
+from catapult_ext.observe.loss_gradient import LossGradient
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.rules.site_data import SiteData
+from catapult_ext.outer_products import average, check_conventions
 
-__all__ = ["LayerReport", "LossGradient", "Observation"]
+__all__ = ["LayerReport", "Observation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,78 +45,6 @@ class LayerReport:
     backwards: int
 
 
-class LossGradient:
-    """Gradient of the loss, formed as late and in as few temporaries as possible.
-
-    Each parameter's gradient is either there already (`swept`) or follows from the features, the sensitivities and
-    the residual, in place where a step asks for it.
-    """
-
-    def __init__(
-        self,
-        state: ModelState,
-        swept: dict[int, Tensor],
-        uses: dict[int, list[tuple[Use, float, SiteData]]],
-        residual: Tensor,
-    ) -> None:
-        self._state = state
-        self._swept = swept
-        self._uses = uses
-        self._residual = residual
-        self._scale = 2.0 / residual.numel()  # d loss / d f = scale * residual; rides along in the factors
-
-    def __contains__(self, i: int) -> bool:
-        return i in self._swept or bool(self._uses.get(i))
-
-    def dense(self, i: int) -> Tensor:
-        """Gradient of parameter i."""
-        if i not in self._swept:
-            parameter = self._state.parameters[i]
-            total: Tensor | None = None
-            for use, factor, data in self._uses[i]:
-                data.check_unchanged()
-                part = data.site.rule.gradient(data, use, factor * self._scale, self._residual, parameter)
-                total = part if total is None else total + part
-            assert total is not None
-            self._swept[i] = total
-        return self._swept[i]
-
-    def step_(self, rate: float) -> None:
-        """Parameter -= rate gradient for every parameter."""
-        parameters = self._state.parameters
-        storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-        updates: list[ops.RankUpdate] = []
-        for i, entries in self._uses.items():
-            if i not in self._swept:
-                found = self._rank_updates(i, entries, storages, -rate * self._scale)
-                if found is None:
-                    self.dense(i)
-                else:
-                    updates += found
-        # What the updates read is no parameter's memory: none can change what another needs.
-        ops.rank_updates_(updates)
-        if self._swept:
-            with torch.no_grad():
-                for i, gradient in self._swept.items():
-                    parameters[i].sub_(gradient, alpha=rate)
-
-    def _rank_updates(
-        self, i: int, entries: list[tuple[Use, float, SiteData]], storages: set[int], scale: float
-    ) -> list[ops.RankUpdate] | None:
-        """The step of a parameter as products that need no memory, or None where some use has none."""
-        updates: list[ops.RankUpdate] = []
-        for use, factor, data in entries:
-            data.check_unchanged()
-            features = data.features
-            if isinstance(features, Tensor) and features.untyped_storage().data_ptr() in storages:
-                return None  # a layer that is fed with a parameter itself
-            factors = data.site.rule.rank_factors(data, use, self._residual, self._state.parameters[i])
-            if factors is None:
-                return None
-            updates.append((self._state.parameters[i], *factors, factor * scale))
-        return updates
-
-
 class Observation:
     """One pass over a model: n samples, c outputs, N = n c kernel rows (index i c + j).
 
@@ -125,7 +55,7 @@ class Observation:
         prediction: f [n, c].
         residual: r = f - y [n, c].
         kernel: tangent kernel K [n c, n c], or None when not asked for.
-        agop: average gradient outer product [d, d] (paper eq. 5), or None when not asked for.
+        input_gradients: d f_ij / d x_i [n, c, d], x flattened per sample, or None when not asked for.
     """
 
     def __init__(
@@ -137,7 +67,8 @@ class Observation:
         residual: Tensor,
         squares: Tensor,
         kernel: Tensor | None,
-        agop: Tensor | None,
+        input_gradients: Tensor | None,
+        layers: Callable[[], dict[str, LayerGradients]] | None,
         gradient: LossGradient,
         buffers: list[tuple[Tensor, Tensor]],
         report: Callable[[], list[LayerReport]],
@@ -149,7 +80,10 @@ class Observation:
         self.residual = residual
         self._squares = squares
         self.kernel = kernel
-        self.agop = agop
+        self.input_gradients = None if input_gradients is None else input_gradients.detach().flatten(2)
+        self._find_layers = layers
+        self._layers: dict[str, LayerGradients] | None = None
+        self._agop: Tensor | None = None
         self._state = state
         self._k = k
         self._gradient = gradient
@@ -245,6 +179,140 @@ class Observation:
     def rest_loss(self) -> Tensor:
         """Part of the loss outside that span, 0-dim."""
         return self._split()[1]
+
+    # ---- features
+
+    @property
+    def agop(self) -> Tensor | None:
+        """Average gradient outer product [d, d] of the input (paper eq. 5), or None when not asked for."""
+        if self._agop is None and self.input_gradients is not None:
+            self._agop = self.input_agop()
+        return self._agop
+
+    def input_agop(
+        self,
+        *,
+        center: bool = False,
+        reduction: str = "mean",
+        normalize: str | None = None,
+        power: float = 1.0,
+    ) -> Tensor:
+        """The AGOP of the input, [d, d], by other conventions than the paper's: those of `catapult_ext.agop`.
+
+        Raises:
+            ValueError: made without agop=True (or "all"), or an argument that does not fit.
+
+        Cost: n c d^2 multiply-adds. `input_gradients` themselves do for `agop_alignment`, without any d x d matrix.
+        """
+        if self.input_gradients is None:
+            raise ValueError("input_agop(): the observation was made without agop=True (or 'all')")
+        check_conventions(reduction=reduction, normalize=normalize, power=power)
+        return average(
+            self.input_gradients,
+            center=center,
+            reduction=reduction,
+            normalize=normalize,
+            power=power,
+            what="the AGOP of the input",
+        )
+
+    def _need_layers(self, what: str) -> dict[str, LayerGradients]:
+        """Of the parameters that were observed, for as long as these have not changed."""
+        if self._find_layers is None:
+            raise ValueError(f"{what}: the observation was made without agop='layers' (or 'all')")
+        self._check_current(what)
+        if self._layers is None:
+            self._layers = self._find_layers()
+        return self._layers
+
+    def layer_gradients(self) -> dict[str, Tensor]:
+        """Gradients with respect to the input of every layer, from this pass: see `catapult_ext.layer_gradients`.
+
+        Returns:
+            By parameter name [n, c T, d]. The AGOP is G^T G / n of the rows; `agop_alignment` takes them as they are.
+
+        Raises:
+            ValueError: made without agop="layers" (or "all"), or the parameters have changed since.
+            UnsupportedModule: a layer whose sensitivities are not known sample by sample.
+
+        Cost: none for a hidden linear layer whose input nothing else takes; n c T w d multiply-adds for the others.
+        """
+        layers, n = self._need_layers("layer_gradients()"), self.residual.shape[0]
+        with torch.no_grad():
+            return {name: layer.gradients().unflatten(0, (n, -1)) for name, layer in layers.items()}
+
+    def layer_agop(
+        self,
+        *,
+        center: bool = False,
+        reduction: str = "mean",
+        positions: str = "sum",
+        normalize: str | None = None,
+        power: float = 1.0,
+        factored: bool = False,
+    ) -> dict[str, Tensor]:
+        """AGOP of every layer, [d, d] by parameter name, from this pass: see `catapult_ext.layer_agop`.
+
+        With `factored` each is given as a factor F [1, r, d] instead, AGOP = F^T F, which `agop_alignment` takes as
+        it is: r is the number of gradients, n c T, or the smaller of w and d where that is far less (convolutions).
+
+        Raises:
+            ValueError: made without agop="layers" (or "all"), the parameters have changed since, or an argument does
+                not fit.
+            UnsupportedModule, NonFinite: as `catapult_ext.layer_agop`.
+
+        Cost: that of `catapult_ext.layer_agop` beyond its sweep. Factored: nothing for a hidden linear layer whose
+        input nothing else takes, n c T w d multiply-adds for others, n c T w^2 / 2 for a convolution with many
+        positions.
+        """
+        check_conventions(reduction=reduction, positions=positions, normalize=normalize, power=power)
+        layers, total = self._need_layers("layer_agop()"), dict[str, Tensor]()
+        dtype = self._state.dtype
+        scale = 1.0 / self.residual.shape[0] if reduction == "mean" else 1.0
+        with torch.no_grad():
+            if factored:
+                return factors(
+                    layers, scale=scale, positions=positions, center=center, power=power, normalize=normalize
+                )
+            means = {name: each.sensitivities.mean(0) for name, each in layers.items()} if center else None
+            add_outer_products(
+                total,
+                layers,
+                scale=scale,
+                positions=positions,
+                means=means,
+                dtype=dtype if power == 1.0 else torch.float64,  # roots enlarge rounding
+            )
+            return finished(total, power, normalize, dtype)
+
+    def nfa_correlation(
+        self,
+        *,
+        initial: Mapping[str, Tensor] | None = None,
+        center: bool = False,
+        power: float = 0.5,
+        correlation: str = "pearson",
+    ) -> dict[str, Tensor]:
+        """Correlation of each layer's W^T W with its AGOP, from this pass: see `catapult_ext.nfa_correlation`.
+
+        Raises:
+            ValueError: made without agop="layers" (or "all"), the parameters have changed since, or an argument does
+                not fit.
+            UnsupportedModule: a layer whose sensitivities are not known sample by sample.
+        """
+        check_conventions(power=power, correlation=correlation)
+        layers = self._need_layers("nfa_correlation()")
+        with torch.no_grad():
+            return correlations(
+                layers,
+                initial=initial,
+                parameters=dict(zip(self._state.names, self._state.parameters, strict=True)),
+                center=center,
+                power=power,
+                correlation=correlation,
+            )
+
+    # ---- how it was done
 
     @property
     def layer_report(self) -> list[LayerReport]:

@@ -14,8 +14,10 @@ from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
 from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, signature, versions
+from catapult_ext.observe.layer_gradients import LayerGradients, layer_gradients
+from catapult_ext.observe.loss_gradient import LossGradient
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.observation import LayerReport, LossGradient, Observation
+from catapult_ext.observe.observation import LayerReport, Observation
 from catapult_ext.observe.outputs import outputs_2d
 from catapult_ext.observe.sweep import Sweep, arriving
 from catapult_ext.stream.job import check_max_bytes, tile_bytes_within
@@ -64,7 +66,7 @@ class Observer:
         loss: str = "mse",
         params: Iterable[str | Tensor] | None = None,
         kernel: bool = True,
-        agop: bool = False,
+        agop: bool | str = False,
         hessian: bool = False,
         verify: str = "first",
         max_bytes: int | None = None,
@@ -77,7 +79,9 @@ class Observer:
             loss: "mse", mean over all entries of (f - y)^2.
             params: names or tensors of the parameters to observe, default all that require grad.
             kernel: compute the tangent kernel; without it an observation is loss, residual and gradient.
-            agop: compute the AGOP of the input.
+            agop: of what there will be AGOPs: True, of the input; "layers", of the input of every layer, which costs
+                next to nothing, since the backward passes there anyway; "all", of both. (The AGOP of a first layer
+                that alone takes the input is that of the input, and a backward to the input is not free.)
             hessian: let observations find the largest eigenpair of the Hessian of the loss.
             verify: when a plan is certified against autograd with random cotangents: "first" (its first use, and
                 its uses number 2, 4, 8, ...; always where routing depends on the data), "always", or "never"
@@ -92,6 +96,8 @@ class Observer:
             raise ValueError(f"loss: expected 'mse', got {loss!r}")
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise ValueError(f"k: expected a positive integer, got {k!r}")
+        if agop not in (False, True, "layers", "all"):
+            raise ValueError(f"agop: expected False, True, 'layers' or 'all', got {agop!r}")
         if verify not in _VERIFY:
             raise ValueError(f"verify: expected one of {', '.join(_VERIFY)}, got {verify!r}")
         check_max_bytes(max_bytes)
@@ -100,7 +106,8 @@ class Observer:
         self._state = ModelState(model, params)
         self._k = k
         self._kernel = kernel
-        self._agop = agop
+        self._agop = agop in (True, "all")
+        self._layers = agop in ("layers", "all")
         self._hessian = hessian
         self._verify = verify
         self._max_bytes = max_bytes
@@ -114,7 +121,7 @@ class Observer:
 
         Args:
             x: samples [n, ...] for model(x); a tuple of such tensors for model(*x), a dict for model(**x). Integer
-                tokens are fine, except with agop=True, which needs one floating-point tensor.
+                tokens are fine, except with an AGOP of the input, which needs one floating-point tensor.
             y: targets [n, c], or [n] for one output; dtype of the model.
 
         Returns:
@@ -161,13 +168,12 @@ class Observer:
     def _with_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
         state = self._state
         tile_bytes = None if self._max_bytes is None else self._tiles_within(x, self._max_bytes)
-        sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=self._agop)
+        sweep = self._sweep(x)
         with torch.no_grad():
             prediction = sweep.output.detach()
             residual, squares = ops.residual(prediction, check_target(y, prediction))
             assembler = Assembler(sweep, residual, tile_bytes=tile_bytes)
             kernel = assembler.build_kernel()
-            agop = None if sweep.input_gradients is None else _agop(sweep.input_gradients)
         uses = {
             i: [
                 (use, factor, sweep.sites[use.site])
@@ -183,24 +189,53 @@ class Observer:
             "residual": residual,
             "squares": squares,
             "kernel": kernel,
-            "agop": agop,
+            "input_gradients": sweep.input_gradients,
+            "layers": self._layer_finder(sweep),
             "gradient": LossGradient(state, assembler.swept, uses, residual),
             "report": lambda: _report(state, assembler),
         }
 
+    def _sweep(self, x: Inputs, keep_graph: bool = False) -> Sweep:
+        return Sweep(
+            self._state,
+            x,
+            self._plans,
+            verify=self._verify,
+            input_gradient=self._agop,
+            layer_inputs=self._layers,
+            keep_graph=keep_graph,
+        )
+
+    def _layer_finder(self, sweep: Sweep) -> Callable[[], dict[str, LayerGradients]] | None:
+        if not self._layers:
+            return None
+
+        def find() -> dict[str, LayerGradients]:
+            with torch.no_grad():
+                return layer_gradients(sweep, None)
+
+        return find
+
     def _tiles_within(self, x: Inputs, max_bytes: int) -> int:
         key = signature(x)
         if key not in self._tile_bytes:
-            self._tile_bytes[key] = tile_bytes_within(self._state, x, max_bytes, agop=self._agop)
+            self._tile_bytes[key] = tile_bytes_within(
+                self._state,
+                x,
+                max_bytes,
+                input_gradient=self._agop,
+                layer_inputs=self._layers,
+            )
         return self._tile_bytes[key]
 
     def _without_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
         state = self._state
-        if self._agop:
-            sweep = Sweep(state, x, self._plans, verify=self._verify, input_gradient=True, keep_graph=True)
-            output, gradients = sweep.output, sweep.input_gradients
+        layers = gradients = None
+        if self._agop or self._layers:
+            sweep = self._sweep(x, keep_graph=True)
+            output, gradients, layers = sweep.output, sweep.input_gradients, self._layer_finder(sweep)
         else:
-            output, gradients = outputs_2d(state.forward(x), x), None
+            output = outputs_2d(state.forward(x), x)
         prediction = output.detach()
         residual, squares = ops.residual(prediction, check_target(y, prediction))
         weights = residual * (2.0 / residual.numel())
@@ -216,7 +251,8 @@ class Observer:
             "residual": residual,
             "squares": squares,
             "kernel": None,
-            "agop": None if gradients is None else _agop(gradients),
+            "input_gradients": gradients,
+            "layers": layers,
             "gradient": LossGradient(state, swept, {}, residual),
             "report": lambda: report,
         }
@@ -234,11 +270,6 @@ class Observer:
         if set(state) != {"start", "hessian"}:
             raise ValueError(f"state: expected the keys 'start' and 'hessian', got {sorted(state)}")
         self._start, self._hessian_start = state["start"], state["hessian"]
-
-
-def _agop(gradients: Tensor) -> Tensor:
-    """Mean over samples of J_x^T J_x from d f_ij / d x_i [n, c, ...]."""
-    return ops.agop_reduce(gradients.flatten(2).flatten(0, 1), 1.0 / gradients.shape[0])
 
 
 def _report(state: ModelState, assembler: Assembler) -> list[LayerReport]:
@@ -273,7 +304,7 @@ def observe(
     loss: str = "mse",
     params: Iterable[str | Tensor] | None = None,
     kernel: bool = True,
-    agop: bool = False,
+    agop: bool | str = False,
     hessian: bool = False,
     verify: str = "first",
     max_bytes: int | None = None,
@@ -289,7 +320,7 @@ def observe(
         loss: "mse".
         params: parameters to observe.
         kernel: compute the tangent kernel.
-        agop: compute the AGOP of the input.
+        agop: of what there will be AGOPs: True (the input), "layers" or "all".
         hessian: let the observation find the largest eigenpair of the Hessian of the loss.
         verify: see `Observer`; a one-shot plan is always new, so "first" certifies.
         max_bytes: bound of the memory, see `Observer`.

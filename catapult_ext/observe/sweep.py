@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import Plan, Walk, build_plan, nodes, walk
 from catapult_ext.graph.certify import distinct_scales, find_row_map, relative_tolerance
-from catapult_ext.graph.plan import Use
+from catapult_ext.graph.plan import Use, find_own_inputs
 from catapult_ext.observe.inputs import Inputs, signature
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.outputs import output_weights, outputs_2d
@@ -37,6 +37,8 @@ class Sweep:
         plan: the structure, certified.
         sites: by site index, what the backward left there.
         input_gradients: d f_ij / d x_i as [n, c, *x.shape[1:]], where asked for.
+        layer_inputs: by site, where asked for, the gradient of each output with respect to the left factor of a matrix
+            product that nothing else takes, laid out as the sensitivities.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Sweep:
         verify: str,
         outputs: str | int = "all",
         input_gradient: bool = False,
+        layer_inputs: bool = False,
         keep_graph: bool = False,
     ) -> None:
         """Run the pass.
@@ -60,6 +63,7 @@ class Sweep:
                 first use, from which the row maps come).
             outputs: "all", "sum" (the c outputs count as their sum) or one of them.
             input_gradient: also return the gradient with respect to x.
+            layer_inputs: also keep those with respect to the inputs of layers, which the backward passes.
             keep_graph: keep the graph alive (set where the fallback or a node is called later).
         """
         if input_gradient:
@@ -72,7 +76,7 @@ class Sweep:
         self.x = x
         self.output = output
         try:
-            self._run(plans, verify, outputs, input_gradient, keep_graph)
+            self._run(plans, verify, outputs, input_gradient, layer_inputs, keep_graph)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -87,13 +91,14 @@ class Sweep:
         verify: str,
         outputs: str | int,
         input_gradient: bool,
+        layer_inputs: bool,
         keep_graph: bool,
     ) -> None:
         output = self.output
         c = output.shape[1]
         self.cotangents = output_weights(outputs, output)
         self.outputs = c if self.cotangents is None else 1
-        graph = walk(output)
+        graph = self._walk = walk(output)
         self.graph_nodes = graph.nodes
         key = (graph.key, signature(self.x), output.shape, output.dtype, output.device, input_gradient)
         plan = plans.get(key)
@@ -104,21 +109,24 @@ class Sweep:
         plan.observations += 1
         if self._due(plan, verify):
             plan = self._certified(plans, key, graph, input_gradient)
-        features, gradients = self._read(plan, input_gradient, keep_graph)
+        features, gradients = self._read(plan, input_gradient, layer_inputs, keep_graph)
         if not plan.certified and self._has_woken(plan, gradients):
             plan = self._certified(plans, key, graph, input_gradient)
-            features, gradients = self._read(plan, input_gradient, keep_graph)
+            features, gradients = self._read(plan, input_gradient, layer_inputs, keep_graph)
         layout, walked = plan.layout, graph.nodes
         self.sites: dict[int, SiteData] = {}
         for index, position, a, b in zip(layout.live, layout.nodes, features, gradients, strict=False):
             if b is not None:  # undefined gradient: this site does not reach any output
                 self.sites[index] = SiteData(plan.sites[index], walked[position], a, b, self.outputs)
         if input_gradient:
-            last = gradients[-1]
+            last = gradients[len(layout.live)]
             assert isinstance(self.x, Tensor)
             shape = (self.outputs, *self.x.shape)
             stacked = self.x.new_zeros(shape) if last is None else last.reshape(shape)
             self.input_gradients = stacked.transpose(0, 1)
+        own = find_own_inputs(plan, graph) if layer_inputs else {}
+        passed = gradients[len(gradients) - len(own) :]
+        self.layer_inputs = {site: g for site, g in zip(own, passed, strict=True) if g is not None}
 
     def _certified(self, plans: dict[Any, Plan], key: Any, graph: Walk, input_gradient: bool) -> Plan:
         """The plan once it is certified, built anew where a parameter meets no samples at its site."""
@@ -131,9 +139,9 @@ class Sweep:
             self.plan.observations = plan.observations
 
     def _read(
-        self, plan: Plan, input_gradient: bool, keep_graph: bool
+        self, plan: Plan, input_gradient: bool, layer_inputs: bool, keep_graph: bool
     ) -> tuple[list[Tensor | tuple[Tensor, ...] | None], list[Tensor | None]]:
-        """Features of the live sites, and the backward to them (and to x)."""
+        """Features of the live sites, and the backward to them (and to x, and to the inputs of layers)."""
         layout = plan.layout
         # Saved tensors are read before the backward may free them.
         features = [
@@ -142,7 +150,9 @@ class Sweep:
         ]
         self.factors = {i: tuple([self._factor(use) for use in plan.uses[i]]) for i in layout.ruled}
         keep = keep_graph or layout.calls_nodes or bool(layout.rows) or not plan.certified
-        return features, self._backward(self._unit_cotangents(), input_gradient, keep)
+        own = find_own_inputs(plan, self._walk).values() if layer_inputs else ()
+        further = [GradientEdge(self.graph_nodes[position], which) for position, which in own]
+        return features, self._backward(self._unit_cotangents(), input_gradient, keep, further)
 
     def _has_woken(self, plan: Plan, gradients: list[Tensor | None]) -> bool:
         """Whether a row is live that was dead when its site's map was found, and not settled."""
@@ -192,9 +202,11 @@ class Sweep:
             edges.append(self.x)
         return edges
 
-    def _backward(self, cotangents: Tensor, input_gradient: bool, keep: bool) -> list[Tensor | None]:
-        """Gradients at the sites (and at x): the node's own shape for one output, [outputs, ...] for several."""
-        edges = self._edges(input_gradient)
+    def _backward(
+        self, cotangents: Tensor, input_gradient: bool, keep: bool, further: Sequence[Any] = ()
+    ) -> list[Tensor | None]:
+        """Gradients at the sites, x and further edges: in the node's shape, for several outputs [outputs, ...]."""
+        edges = [*self._edges(input_gradient), *further]
         if not edges:
             return []
         count = cotangents.shape[0]

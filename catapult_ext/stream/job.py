@@ -20,26 +20,26 @@ from catapult_ext.stream.samples import Loader, Samples, TensorSamples, samples_
 __all__ = ["Job", "check_max_bytes", "tile_bytes_within"]
 
 
-def tile_bytes_within(state: ModelState, x: Inputs, max_bytes: int, *, agop: bool) -> int:
+def tile_bytes_within(
+    state: ModelState, x: Inputs, max_bytes: int, *, input_gradient: bool, layer_inputs: bool
+) -> int:
     """What tiles of an observation may take, so that all of it stays within a bound.
 
     Args:
         state: the model.
         x: all samples; an observation takes them in one sweep.
         max_bytes: the bound.
-        agop: whether the AGOP of the input is formed as well.
+        input_gradient: whether the gradients with respect to x are kept.
+        layer_inputs: whether those with respect to the inputs of layers are.
 
     Raises:
         ValueError: the bound is too small; the message names the smallest that works.
     """
     every = frozenset(range(len(state.names)))
-    found = probe(state, x, "all", None, [every], input_gradient=agop)
+    found = probe(state, x, "all", None, [every], input_gradient=input_gradient, layer_inputs=layer_inputs)
     planner = Planner(found, Sizes(count(x), None, [every], state.dtype.itemsize))
     # Gradients of the loss that are formed beside the kernel; the residual and the loss are small.
     numbers = sum(p.rows * p.row for i, p in found.parameters.items() if i not in planner.in_terms)
-    if agop:
-        assert isinstance(x, Tensor)
-        numbers += x[0].numel() ** 2
     besides = numbers * state.dtype.itemsize
     for tile_bytes in (16 * ops.TILE_BYTES, ops.TILE_BYTES, ops.TILE_BYTES // 8, 1):
         if planner.one_sweep(tile_bytes) + besides <= max_bytes:

@@ -129,11 +129,20 @@ class _Taken:
         dtype: torch.dtype | None,
         kernels: Sequence[frozenset[int]],
         input_gradient: bool,
+        layer_inputs: bool,
     ) -> None:
         self.samples = count(x)
         with state.untouched():
             sweep, self.series = record(
-                lambda: Sweep(state, x, {}, verify="first", outputs=outputs, input_gradient=input_gradient),
+                lambda: Sweep(
+                    state,
+                    x,
+                    {},
+                    verify="first",
+                    outputs=outputs,
+                    input_gradient=input_gradient,
+                    layer_inputs=layer_inputs,
+                ),
                 state.device,
             )
             self.outputs, self.output = sweep.outputs, sweep.output.detach()
@@ -208,6 +217,7 @@ def probe(
     kernels: Sequence[frozenset[int]],
     *,
     input_gradient: bool = False,
+    layer_inputs: bool = False,
 ) -> Probe:
     """Send the first samples through the model, twice, in two numbers.
 
@@ -218,6 +228,7 @@ def probe(
         dtype: of the kernel.
         kernels: for each wanted kernel, the parameters that it includes.
         input_gradient: whether the sweep goes back to x as well.
+        layer_inputs: whether it keeps the gradients with respect to the inputs of layers.
 
     Raises:
         UnsupportedModule, NonFinite: as for a sweep.
@@ -225,7 +236,7 @@ def probe(
     n = min(count(x), LARGE)
     x = take(x, slice(0, n))
     takes = [take(x, slice(0, _SMALL)), x] if n == LARGE else [x]
-    taken = [_Taken(state, each, outputs, dtype, kernels, input_gradient) for each in takes]
+    taken = [_Taken(state, each, outputs, dtype, kernels, input_gradient, layer_inputs) for each in takes]
     small, large = taken[0], taken[-1]
     s, t = small.samples, large.samples
     return Probe(

@@ -62,6 +62,188 @@ def test_gradients_and_alignment_without_the_matrices(name: str) -> None:
     assert torch.equal(cx.layer_gradients(model, x, params=[first])[first], got[first])
 
 
+def observed(model: nn.Module, x: torch.Tensor, **options: object) -> cx.Observation:
+    output = model(x)
+    y = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=output.dtype)
+    return cx.observe(model, x, y, agop="layers", **options)  # type: ignore[arg-type]
+
+
+CONVENTIONS: list[dict[str, object]] = [
+    {},
+    {"center": True, "reduction": "sum"},
+    {"positions": "mean", "normalize": "max"},
+    {"power": 0.5, "normalize": "trace"},
+    {"power": 1.7, "normalize": "frobenius"},
+    {"power": 0.7, "center": True, "positions": "mean"},
+]
+
+
+def by_convention(
+    gradients: torch.Tensor,
+    center: bool = False,
+    reduction: str = "mean",
+    positions: str = "sum",
+    normalize: str | None = None,
+    power: float = 1.0,
+) -> torch.Tensor:
+    """[d, d] from gradients [n, c, T, d] as the words say; singular values have no rounding that a root enlarges."""
+    n, _, count, _ = gradients.shape
+    rows = (gradients - gradients.mean(0) if center else gradients).flatten(0, 2)
+    rows = rows / math.sqrt((n if reduction == "mean" else 1) * (count if positions == "mean" else 1))
+    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+    matrix = vectors.T * values ** (2 * power) @ vectors
+    norms = {None: 1.0, "max": matrix.max(), "trace": matrix.trace(), "frobenius": matrix.norm()}
+    return matrix / norms[normalize]
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+def test_observed_layers_against_autograd(name: str, kernel: bool) -> None:
+    torch.manual_seed(1)
+    model, x = MODULES[name](), samples(7)
+    seen = observed(model, x, kernel=kernel)
+    expected = input_gradients(model, x, list(seen.layer_agop()))
+    rows, factors = seen.layer_gradients(), seen.layer_agop(factored=True)
+    for layer, gradients in expected.items():
+        reference = outer(gradients)
+        assert brute_force.relative(seen.layer_agop()[layer], reference) <= 1e-10, layer
+        assert brute_force.relative(factors[layer][0].T @ factors[layer][0], reference) <= 1e-10, layer
+        assert rows[layer].shape == (7, gradients.shape[1:3].numel(), gradients.shape[3])
+        assert brute_force.relative(outer(rows[layer].unsqueeze(1)), reference) <= 1e-10, layer
+    assert seen.input_gradients is None
+    assert seen.agop is None
+
+
+@pytest.mark.parametrize("options", CONVENTIONS)
+@pytest.mark.parametrize("name", ["three outputs", "tokens", "called twice", "groups", "stride"])
+def test_every_convention_against_autograd(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(2)
+    model, x = MODULES[name](), samples(9)
+    seen = observed(model, x)
+    alone = cx.layer_agop(model, x, **options)  # type: ignore[arg-type]
+    matrices = seen.layer_agop(**options)  # type: ignore[arg-type]
+    factors = seen.layer_agop(factored=True, **options)  # type: ignore[arg-type]
+    for layer, gradients in input_gradients(model, x, list(alone)).items():
+        expected = by_convention(gradients, **options)  # type: ignore[arg-type]
+        # An output layer's gradients are all alike: centered, rounding is left of them.
+        scale = float(by_convention(gradients, **{**options, "center": False}).abs().max())  # type: ignore[arg-type]
+        # Eigenvalues of a matrix that should be zero are rounding, and a root enlarges it.
+        tolerance = 1e-10 if options.get("power", 1.0) == 1.0 else 2e-6
+        for got in (alone[layer], matrices[layer], factors[layer][0].T @ factors[layer][0]):
+            assert float((got - expected).abs().max()) <= tolerance * scale, layer
+
+
+@pytest.mark.parametrize("name", ["three outputs", "tokens", "called twice", "groups", "stride"])
+def test_observed_correlations_are_those_of_the_function(name: str) -> None:
+    torch.manual_seed(2)
+    model, x = MODULES[name](), samples(9)
+    initial = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+    seen = observed(model, x)
+    for options in ({}, {"power": 1.0}, {"correlation": "cosine", "power": 0.7}, {"initial": initial}):
+        got, expected = seen.nfa_correlation(**options), cx.nfa_correlation(model, x, **options)
+        assert list(got) == list(expected)
+        for layer, value in expected.items():
+            assert float(got[layer]) == pytest.approx(float(value), abs=1e-7), layer
+
+
+def test_factors_are_small_where_positions_are_many() -> None:
+    """More rows than 16 w or 16 d: then a factor of B^T B, or of the AGOP itself, has fewer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 5, 7)),
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 20, 1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(700, 2),
+    ).double()
+    x = torch.randn(11, 35, dtype=torch.float64)
+    factors = observed(model, x).layer_agop(factored=True)
+    shapes = {"1.weight": (1, 3, 9), "3.weight": (1, 3, 3), "6.weight": (1, 22, 700)}
+    assert {layer: tuple(factor.shape) for layer, factor in factors.items()} == shapes
+    for layer, expected in input_gradients(model, x, list(shapes)).items():
+        reference = outer(expected)
+        assert brute_force.relative(factors[layer][0].T @ factors[layer][0], reference) <= 1e-10, layer
+        for kind in ("cosine", "pearson"):
+            to_itself = cx.agop_alignment(factors[layer], reference, correlation=kind)
+            assert float(to_itself) == pytest.approx(1.0, abs=1e-10)
+    single, exact = copy.deepcopy(model).float(), factors
+    for layer, factor in observed(single, x.float()).layer_agop(factored=True).items():
+        assert factor.dtype == torch.float32
+        g, h = (t[0].double().T @ t[0].double() for t in (factor, exact[layer]))
+        assert brute_force.relative(g, h) <= 2e-5
+
+
+def test_layers_change_nothing_else_in_an_observation() -> None:
+    for name in ("in-place relu", "convolutions", "tokens", "three outputs"):
+        model, x = MODULES[name]() if name in MODULES else make(name, 3), samples(6)
+        output = model(x)
+        y = torch.randn(output.shape, dtype=output.dtype)
+        plain, layers, both = (cx.observe(model, x, y, k=3, agop=agop) for agop in (True, "layers", "all"))
+        for other in (layers, both):
+            assert torch.equal(plain.kernel, other.kernel)
+            for gradient, expected in zip(
+                other.gradients().values(), plain.gradients().values(), strict=True
+            ):
+                assert torch.equal(gradient, expected)
+        assert torch.equal(both.agop, plain.agop)
+        for layer, matrix in layers.layer_agop().items():
+            assert brute_force.relative(both.layer_agop()[layer], matrix) <= 1e-12
+        both.step_(0.1)
+        assert torch.equal(both.agop, plain.agop)  # no weight in it
+
+
+def test_observed_layers_of_integer_inputs_and_within_a_bound() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(11, 6), nn.Linear(6, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)
+    ).double()
+    tokens = torch.randint(0, 11, (5, 3), generator=torch.Generator().manual_seed(1))
+    got = observed(model, tokens, max_bytes=10**8).layer_agop()
+    for layer, gradients in input_gradients(model, tokens, ["1.weight", "4.weight"]).items():
+        assert brute_force.relative(got.pop(layer), outer(gradients)) <= 1e-10
+    assert not got
+    with pytest.raises(TypeError, match="x: expected a floating-point tensor for input gradients"):
+        cx.observe(model, tokens, model(tokens).detach(), agop="all")
+
+
+def test_observed_layers_are_those_of_the_observed_parameters() -> None:
+    model, x = make("in-place relu", 3), samples(4)
+    seen = observed(model, x, params=["2.weight", "4.bias"])
+    assert list(seen.layer_agop()) == ["2.weight"]
+    assert brute_force.relative(seen.layer_agop()["2.weight"], cx.layer_agop(model, x)["2.weight"]) <= 1e-12
+
+
+def test_observed_layers_refuse_what_is_over() -> None:
+    model, x = make("in-place relu", 3), samples(4)
+    y = torch.randn_like(model(x))
+    for read in ("layer_agop", "layer_gradients", "nfa_correlation"):
+        with pytest.raises(ValueError, match=rf"{read}\(\): the observation was made without agop='layers'"):
+            getattr(cx.observe(model, x, y, agop=True), read)()
+        seen = cx.observe(model, x, y, agop="layers")
+        seen.step_(0.1)
+        with pytest.raises(ValueError, match=rf"{read}\(\): this observation has made its step already"):
+            getattr(seen, read)()
+        seen = cx.observe(model, x, y, agop="all")
+        with torch.no_grad():
+            model[0].weight.mul_(0.5)
+        with pytest.raises(ValueError, match=rf"{read}\(\): the parameters have changed since"):
+            getattr(seen, read)()
+    with pytest.raises(ValueError, match=r"input_agop\(\): the observation was made without agop=True"):
+        cx.observe(model, x, y, agop="layers").input_agop()
+    with pytest.raises(ValueError, match="agop: expected False, True, 'layers' or 'all', got 'layer'"):
+        cx.Observer(model, agop="layer")
+    tied = make("tied and transposed", 1)
+    seen = observed(tied, x)  # the kernel is exact all the same
+    with pytest.raises(cx.UnsupportedModule, match=r"first\.weight: it is used transposed as well"):
+        seen.layer_agop()
+    dead = nn.Sequential(nn.Linear(32, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    nn.init.constant_(dead[0].bias, -1e3)
+    with pytest.raises(ValueError, match=r"normalize: the AGOP of 0\.weight is zero"):
+        observed(dead, x).layer_agop(normalize="max", factored=True)
+
+
 def test_first_layer_is_the_agop_of_the_input() -> None:
     for name in ("in-place relu", "three outputs"):
         model, x = make(name, 4), samples(6)

@@ -1,0 +1,85 @@
+"""The gradient of the loss from what a sweep has left, and the step along it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.graph.plan import Use
+from catapult_ext.observe.model_state import ModelState
+from catapult_ext.rules.site_data import SiteData
+
+__all__ = ["LossGradient"]
+
+
+class LossGradient:
+    """Gradient of the loss, formed as late and in as few temporaries as possible.
+
+    Each parameter's gradient is either there already (`swept`) or follows from the features, the sensitivities and
+    the residual, in place where a step asks for it.
+    """
+
+    def __init__(
+        self,
+        state: ModelState,
+        swept: dict[int, Tensor],
+        uses: dict[int, list[tuple[Use, float, SiteData]]],
+        residual: Tensor,
+    ) -> None:
+        self._state = state
+        self._swept = swept
+        self._uses = uses
+        self._residual = residual
+        self._scale = 2.0 / residual.numel()  # d loss / d f = scale * residual; rides along in the factors
+
+    def __contains__(self, i: int) -> bool:
+        return i in self._swept or bool(self._uses.get(i))
+
+    def dense(self, i: int) -> Tensor:
+        """Gradient of parameter i."""
+        if i not in self._swept:
+            parameter = self._state.parameters[i]
+            total: Tensor | None = None
+            for use, factor, data in self._uses[i]:
+                data.check_unchanged()
+                part = data.site.rule.gradient(data, use, factor * self._scale, self._residual, parameter)
+                total = part if total is None else total + part
+            assert total is not None
+            self._swept[i] = total
+        return self._swept[i]
+
+    def step_(self, rate: float) -> None:
+        """Parameter -= rate gradient for every parameter."""
+        parameters = self._state.parameters
+        storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        updates: list[ops.RankUpdate] = []
+        for i, entries in self._uses.items():
+            if i not in self._swept:
+                found = self._rank_updates(i, entries, storages, -rate * self._scale)
+                if found is None:
+                    self.dense(i)
+                else:
+                    updates += found
+        # What the updates read is no parameter's memory: none can change what another needs.
+        ops.rank_updates_(updates)
+        if self._swept:
+            with torch.no_grad():
+                for i, gradient in self._swept.items():
+                    parameters[i].sub_(gradient, alpha=rate)
+
+    def _rank_updates(
+        self, i: int, entries: list[tuple[Use, float, SiteData]], storages: set[int], scale: float
+    ) -> list[ops.RankUpdate] | None:
+        """The step of a parameter as products that need no memory, or None where some use has none."""
+        updates: list[ops.RankUpdate] = []
+        for use, factor, data in entries:
+            data.check_unchanged()
+            features = data.features
+            if isinstance(features, Tensor) and features.untyped_storage().data_ptr() in storages:
+                return None  # a layer that is fed with a parameter itself
+            factors = data.site.rule.rank_factors(data, use, self._residual, self._state.parameters[i])
+            if factors is None:
+                return None
+            updates.append((self._state.parameters[i], *factors, factor * scale))
+        return updates
