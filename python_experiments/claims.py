@@ -163,7 +163,11 @@ def in_every_run(number: Number, text: str = "{:.3g}") -> Measure:
 
 def worst(group: Group, number: Number, text: str = "{:.3g}") -> Measured:
     """The smallest of the runs' numbers (NaN counts as smaller than all), with all of them in words."""
-    values = [float(number(run)) for runs in group.values() for run in runs]
+    return smallest([float(number(run)) for runs in group.values() for run in runs], text)
+
+
+def smallest(values: Sequence[float], text: str = "{:.3g}") -> Measured:
+    """The smallest of some runs' numbers; see `worst`."""
     value = math.nan if any(math.isnan(v) for v in values) or not values else min(values)
     words = ["none" if math.isnan(v) else text.format(v) for v in values]
     return Measured(value, "seeds: " + ", ".join(words) if len(words) > 1 else "")

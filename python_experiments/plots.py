@@ -61,12 +61,14 @@ def loss_panel(ax: Axes, run: Run, *, title: str, parts: bool = True) -> None:
     if peak is not None:
         diverges = run.summary["result"] == "diverged"
         ax.plot(steps[peak], loss[peak], marker="v", markersize=8, color=style.TOP, zorder=4)
-        right = peak > len(steps) / 2
+        # Above the largest loss nothing else is drawn.
+        at = peak / len(steps)
+        ax.margins(y=0.12)
         ax.annotate(
             f"diverges: {loss[peak]:.2g}" if diverges else f"spike: {loss[peak]:.3g}",
             (steps[peak], loss[peak]),
-            xytext=(-10 if right else 10, -3),
-            ha="right" if right else "left",
+            xytext=(0, 6),
+            ha="left" if at < 0.15 else "right" if at > 0.85 else "center",
             textcoords="offset points",
             fontsize=9,
             color=style.TOP,
@@ -334,7 +336,8 @@ def critical_rates(groups: Groups) -> Figure:
         ax.set_xscale("log")
         hessian, kernel = run.recorded("batch_hessian_critical_lr", "batch_critical_lr")
         lines = ax.plot(hessian, kernel, ".", color=style.CRITICAL, markersize=5, label="step")
-        lines.append(ax.axline((1, 1), (2, 2), color=style.GREY, linewidth=1, label="equal"))
+        ends = [min(hessian.min(), kernel.min()), max(hessian.max(), kernel.max())]
+        lines += ax.plot(ends, ends, color=style.GREY, linewidth=1, label="equal", zorder=1)
         (rate,) = {*run.recorded("lr")[0]}
         lines.append(ax.axhline(rate, color=style.RATE, linewidth=1, label="rate"))
         style.legend_above(ax, lines)

@@ -38,6 +38,7 @@ class Experiment:
         remarks: where our setting differs from the paper's and why; what the reader must know.
         diverges: some runs of "main" are meant to diverge.
         repeat_controls: run the control groups with every seed, not with the first one alone.
+        on_digits: what is different with the embedded digits in the place of the paper's images.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Experiment:
     remarks: Sequence[str] = ()
     diverges: bool = False
     repeat_controls: bool = False
+    on_digits: Callable[[RunConfig], RunConfig] = lambda config: config
 
     @property
     def images(self) -> str | None:
@@ -139,9 +141,11 @@ class Request:
     @property
     def config(self) -> RunConfig:
         """The preset's configuration with the chosen rates, images, device and changes."""
-        config = get(self.experiment).presets[self.preset].config
+        experiment = get(self.experiment)
+        config = experiment.presets[self.preset].config
         task = replace(config.task, name=self.images) if self.images else config.task
         if self.images == "digits":
+            config = experiment.on_digits(config)
             task = replace(task, train=min(task.train, DIGITS))
         config = replace(config, task=task, rates=self.rates, device=self.device)
         return sweep.apply(config, self.changes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from python_experiments import claims, plots
 from python_experiments.claims import Claim, Group, Measured, Run
 from python_experiments.config import Network, Preset, Rate, RunConfig
@@ -13,7 +15,7 @@ from python_experiments.registry import Conditions, Experiment
 
 BELOW = "below the critical rate"
 #: The rate of Fig. 18 over the critical rate at initialisation.
-FROM_SCRATCH = 7.0
+FROM_SCRATCH = {"fcn": 7.0, "cnn": 5.0}
 
 FCN4 = replace(
     fig3.FCN5,
@@ -23,14 +25,20 @@ FCN4 = replace(
 )
 CNN4 = replace(
     fig3.CNN5,
-    raises=((10, Rate(1.5, 15.0)), (40, Rate(1.5, 20.0))),
+    raises=((10, Rate(0.6, 15.0)), (40, Rate(0.8, 20.0))),
     eigenpairs=10,
     max_steps=65,
 )
 
+_RATES = {
+    "fcn": "With the default, relative rates, each rise is to 1.5 times the critical rate that the network has at that "
+    "step",
+    "cnn": "With the default, relative rates, the rises are to .6 and .8 times the critical rate that the network has "
+    "then: the norm of the CNN's kernel grows back four- to eightfold in ten steps and brings the critical rate below "
+    "the rate; with 128 channels a rise to 1.2 times makes it diverge. On the embedded digits the norm hardly grows "
+    "back, so that each rise is to 1.5 times there",
+}
 _REMARKS = (
-    "The paper prints absolute rates. With the default, relative rates, each rise is to 1.5 times the critical rate "
-    "that the network has at that step; the steps are the paper's.",
     f"A spike is a loss of {claims.SPIKE} times the smallest of the ten steps before; it ends when nine tenths of its "
     "rise are gone. It counts as a catapult when L_<=10 carries the rise, the norm of K ends lower than it began "
     "and the rate was above the critical rate.",
@@ -44,8 +52,13 @@ def _below(config: RunConfig) -> Conditions:
     return {"no catapult": replace(config.at(0.3 / config.rate.relative), raises=raises)}
 
 
+def _raised_further(config: RunConfig) -> RunConfig:
+    """Each rise to 1.5 times the critical rate at its step."""
+    return replace(config, raises=tuple((step, replace(rate, relative=1.5)) for step, rate in config.raises))
+
+
 def _presets(config: RunConfig, smoke: RunConfig, cpu: Preset) -> dict[str, Preset]:
-    note = "Smaller network, 64 points instead of 128 and earlier rises, to be quick."
+    note = f"Smaller network, {smoke.task.train} points instead of 128 and fewer steps, to be quick."
     return {
         "smoke": Preset(smoke, seeds=(0,), note=note),
         "cpu": cpu,
@@ -66,7 +79,7 @@ _FCN_PRESETS = _presets(
 )
 _CNN_PRESETS = _presets(
     CNN4,
-    replace(CNN4, network=Network("cnn", 32, 5), task=replace(fig3.IMAGES, train=32), max_steps=60),
+    replace(CNN4, network=Network("cnn", 32, 5), task=replace(fig3.IMAGES, train=48), max_steps=60),
     Preset(
         replace(CNN4, network=Network("cnn", 128, 5)),
         seeds=(0,),
@@ -102,7 +115,11 @@ def _fig4(letter: str, network: str, statement: str, presets: dict[str, Preset])
             ),
         ),
         plot=plots.catapult,
-        remarks=_REMARKS,
+        remarks=(
+            f"The paper prints absolute rates. {_RATES[network]}; the steps are the paper's.",
+            *_REMARKS,
+        ),
+        on_digits=_raised_further if network == "cnn" else lambda config: config,
     )
 
 
@@ -129,16 +146,24 @@ def _fig17(letter: str, fig4: Experiment) -> Experiment:
         ),
         plot=plots.loss_parts,
         remarks=("The runs are those of Figure 4; nothing is run twice.",),
+        on_digits=fig4.on_digits,
     )
 
 
 FCN_PARTS, CNN_PARTS = _fig17("a", FCN), _fig17("b", CNN)
 
 
+#: Orders of magnitude of the numbers that float32 holds: by so many at least a loss has grown that is none any more.
+_ALL = math.log10(float(np.finfo(np.float32).max))
+
+
 def _growth(run: Run) -> float:
     """Orders of magnitude by which the loss has grown."""
     (loss,) = run.recorded("loss")
-    return math.log10(float(loss.max() / loss[0])) if len(loss) else math.nan
+    if not len(loss):
+        return math.nan
+    growth = math.log10(float(loss.max() / loss[0]))
+    return max(growth, _ALL) if run.summary["result"] == "diverged" else growth
 
 
 def _diverges(group: Group) -> Measured:
@@ -146,15 +171,13 @@ def _diverges(group: Group) -> Measured:
     return claims.worst({"": group["from scratch"]}, _growth)
 
 
-def _reached(run: Run) -> float:
-    """Last rate over the critical rate at initialisation, where the loss has fallen; else NaN."""
-    (loss,), (rate,) = run.recorded("loss"), run.recorded("lr")
-    initial = run.initial_critical_rate
-    return float(rate[-1] / initial) if initial and loss[-1] < loss[0] else math.nan
-
-
 def _reaches(group: Group) -> Measured:
-    return claims.worst({"": group["by catapults"]}, _reached)
+    """Last rate by catapults over the rate from scratch, smallest over the seeds; NaN where the loss has not fallen."""
+    reached = []
+    for run, from_scratch in zip(group["by catapults"], group["from scratch"], strict=True):
+        (loss,), (rate,) = run.recorded("loss"), run.recorded("lr")
+        reached.append(float(rate[-1] / from_scratch.rate) if loss[-1] < loss[0] else math.nan)
+    return claims.smallest(reached)
 
 
 def _scratch(config: RunConfig) -> RunConfig:
@@ -163,7 +186,8 @@ def _scratch(config: RunConfig) -> RunConfig:
 
 
 def _fig18(letter: str, fig4: Experiment, printed: float) -> Experiment:
-    rate = Rate(FROM_SCRATCH, printed)
+    network = fig4.presets["paper"].config.network.kind
+    rate = Rate(FROM_SCRATCH[network], printed)
 
     def main(config: RunConfig) -> Conditions:
         return {"from scratch": replace(_scratch(config), rate=rate), "by catapults": config}
@@ -189,11 +213,11 @@ def _fig18(letter: str, fig4: Experiment, printed: float) -> Experiment:
                 control=BELOW,
             ),
             Claim(
-                "By catapults the network gets to that rate: last rate over the critical rate at initialisation, the "
-                "loss having fallen",
+                "By catapults the network gets to that rate: its last rate over the rate from scratch, the loss having "
+                "fallen",
                 _reaches,
-                bound=FROM_SCRATCH,
-                paper=f"{printed:g}, {'16.7' if letter == 'a' else '8.9'} times",
+                bound=1.0,
+                paper=f"it gets to {printed:g}",
                 control=BELOW,
                 unit="x",
             ),
@@ -201,10 +225,11 @@ def _fig18(letter: str, fig4: Experiment, printed: float) -> Experiment:
         plot=plots.from_scratch,
         remarks=(
             "The runs by catapults are those of Figure 4.",
-            f"The rate from scratch is {FROM_SCRATCH:g} times the critical rate at initialisation, no more than what "
+            f"The rate from scratch is {rate.relative:g} times the critical rate at initialisation, no more than what "
             "the runs of Figure 4 end with.",
         ),
         diverges=True,
+        on_digits=fig4.on_digits,
     )
 
 
