@@ -47,7 +47,8 @@ struct SpectralNorm {
 };
 
 // A few Lanczos steps where their bracket of lambda_1 closes (csrc/cpu/spectral_norm_kernel.inc has the
-// proof), the direct method where it does not; block Krylov for large n.
+// proof), the direct method where it does not; block Krylov for large n. Batches of small matrices are taken
+// in groups, one matrix in each lane of a vector: the bits of a norm depend on the batch, not on the threads.
 void spectral_norm(const SpectralNorm& problem);
 
 }  // namespace catapult

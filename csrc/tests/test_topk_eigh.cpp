@@ -102,7 +102,7 @@ CATAPULT_TEST(topk_eigh_krylov) {
 }
 
 CATAPULT_TEST(topk_eigh_batches_are_shared_among_threads) {
-  const int64_t batch = 7, n = 19, k = 2;
+  const int64_t batch = 23, n = 19, k = 2;  // whole groups of lanes at every level, and a rest
   std::vector<double> kernels;
   for (int64_t b = 0; b < batch; ++b) {
     std::vector<double> spectrum = decaying(n);
@@ -118,14 +118,14 @@ CATAPULT_TEST(topk_eigh_batches_are_shared_among_threads) {
     topk_eigh({DType::kFloat64, batch, n, k, kernels.data(), n * n, n, nullptr, 0, 1e-12, EighMethod::kAuto,
                values.data(), vectors.data(), residuals.data(), status.data(), threads});
     for (int64_t b = 0; b < batch; ++b)
-      EXPECT(status[b] == 0 && std::fabs(values[b * k] - 2 - double(b)) <= 1e-12 * 9,
+      EXPECT(status[b] == 0 && std::fabs(values[b * k] - 2 - double(b)) <= 1e-12 * 25,
              b << ": " << values[b * k]);
     if (threads == 1) first = vectors;
     EXPECT(first == vectors, threads << " threads");
     spectral_norm(
         {DType::kFloat64, batch, n, kernels.data(), n * n, n, 1e-12, norms.data(), status.data(), threads});
     for (int64_t b = 0; b < batch; ++b)
-      EXPECT(status[b] == 0 && std::fabs(norms[b] - 2 - double(b)) <= 1e-12 * 9, b << ": " << norms[b]);
+      EXPECT(status[b] == 0 && std::fabs(norms[b] - 2 - double(b)) <= 1e-12 * 25, b << ": " << norms[b]);
   }
 }
 

@@ -398,6 +398,35 @@ def test_start_orthogonal_to_the_top_vector(n: int, dtype: torch.dtype, simd: st
         assert (ops.spectral_norm(kernel).double() - reference).abs() <= BOUND[dtype] * reference
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 3, 7, 17, 33, 101, 128, 129])
+def test_spectral_norms_of_batches_of_every_kind(n: int, dtype: torch.dtype, simd: str) -> None:
+    """Matrices that share a group of lanes: steep and flat spectra, rank one, zero, tiny and huge, any count."""
+    kinds = [tangent_kernel(max(n, 2), seed=s)[:n, :n] for s in range(3)]
+    flat = normal(n, n, seed=4)
+    kinds += [flat @ flat.mT, torch.ones(n, n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)]
+    kinds += [torch.eye(n, dtype=torch.float64), kinds[0] * 2.0**-60, kinds[1] * 2.0**60]
+    for batch in (1, 2, 9, 16, 23, 41):
+        kernels = torch.stack([kinds[(3 * b + batch) % len(kinds)] for b in range(batch)]).to(dtype)
+        kernels += torch.full((n, n), torch.nan, dtype=dtype).triu(1)  # only the lower triangle counts
+        reference = torch.linalg.eigvalsh(kernels.double())[..., -1]
+        got = ops.spectral_norm(kernels)
+        assert ((got.double() - reference).abs() <= BOUND[dtype] * reference.abs() + 1e-300).all()
+        torch.set_num_threads(3)
+        assert torch.equal(got, ops.spectral_norm(kernels))
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_bad_matrix_of_a_batch_is_told(bad: float, simd: str) -> None:
+    kernels = torch.stack([tangent_kernel(20, seed=s) for s in range(21)]).float()
+    for at in (0, 6, 16, 20):
+        broken = kernels.clone()
+        broken[at, 19, 3] = bad
+        with pytest.raises(NonFinite, match="spectral_norm"):
+            ops.spectral_norm(broken)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 40),
