@@ -1,4 +1,4 @@
-"""Command line: `catapult list | run | reproduce | report | watch | compare | bench | info | data`."""
+"""Command line: `catapult list | run | reproduce | report | watch | compare | bench | coverage | info | data`."""
 
 from __future__ import annotations
 
@@ -210,6 +210,44 @@ def bench(
         main(names or [], out, repeats, threads, seconds=seconds, memory=memory)
     except ValueError as error:
         fail(str(error))
+
+
+@app.command()
+def coverage(
+    words: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="WORD", help="A part of the name of a case or of a family; may be repeated."
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="FILE.py:FUNCTION",
+            help="A network of your own instead of the catalogue, or MODULE:FUNCTION; returns model and samples.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the lines, coverage.jsonl.", file_okay=False)] = Path(
+        "results"
+    ),
+    page: Annotated[
+        Path | None, typer.Option(help="Markdown page; default: OUT/coverage.md.", dir_okay=False)
+    ] = None,
+    peers: Annotated[bool, typer.Option(help="Ask the other tools that are installed too.")] = True,
+) -> None:
+    """Measure on which networks the engine is exact, beside its peers; exit with 1 when it is not in one of them."""
+    from python_experiments.coverage import main
+    from python_experiments.coverage.survey import is_wrong
+
+    make_folder(out)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    try:
+        lines = main(words or [], models or [], out, page or out / "coverage.md", console, peers=peers)
+    except ValueError as error:
+        fail(str(error))
+    if any(map(is_wrong, lines)):
+        raise typer.Exit(1)
 
 
 @app.command()

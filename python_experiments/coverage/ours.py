@@ -14,7 +14,7 @@ from python_experiments.coverage import brute_force
 from python_experiments.coverage.cases import Case
 from python_experiments.coverage.cases.build import quiet
 
-__all__ = ["FAST", "SAMPLES", "TOLERANCES", "Found", "Reference", "measure", "reference"]
+__all__ = ["FAST", "SAMPLES", "SINGLE", "TOLERANCES", "Found", "Reference", "measure", "reference"]
 
 #: Routes that cost about as much as a training step.
 FAST = frozenset({"gram", "tiles", "position grams", "unused"})
@@ -24,6 +24,7 @@ SAMPLES, _OTHERS = 7, 4
 
 #: How far from brute force the result may be, relative to its own size.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+SINGLE = TOLERANCES[torch.float32]
 
 _RATE = 0.05
 
@@ -44,6 +45,20 @@ class Reference:
     cross: Tensor | None
     output: Tensor
 
+    def kernel_error(self, kernel: Tensor) -> float:
+        """Largest |K - K*|_pq / sqrt(K*_pp K*_qq) of K [n c, n c], or of its entries of equal outputs [n, n, c].
+
+        Infinite where the shape is another one or an entry is not finite.
+        """
+        n, c = self.output.shape
+        scale = self.kernel.diagonal().sqrt().clamp_min(1e-30)
+        expected, size = self.kernel, torch.outer(scale, scale)
+        if kernel.shape == (n, n, c):
+            expected, size = (each.view(n, c, n, c).diagonal(dim1=1, dim2=3) for each in (expected, size))
+        if kernel.shape != expected.shape or not kernel.isfinite().all():
+            return float("inf")
+        return float(((kernel.double() - expected).abs() / size).max())
+
 
 @dataclass(frozen=True)
 class Found:
@@ -51,19 +66,21 @@ class Found:
 
     Attributes:
         refusal: the message of the `UnsupportedModule`, empty where there is a result.
-        routes: of each parameter, by name.
+        routes: of each parameter, by name, as `layer_report` says.
+        rules: that applied to each parameter, or why none did.
         errors: of kernel, gradient, jacobian, cross kernel and parameters after a step, relative to their size.
     """
 
     refusal: str
     routes: dict[str, str]
+    rules: dict[str, str]
     errors: dict[str, float]
 
     def verdict(self, case: Case, tolerance: float) -> str:
-        """One of "ok", "refuses" (as the case says, with a remedy) and "wrong"."""
+        """One of "exact", "refuses" (as the case says, with a remedy) and "wrong"."""
         if self.refusal or case.refused:
             return "refuses" if case.refused and re.search(case.refused, self.refusal) else "wrong"
-        return "ok" if max(self.errors.values()) <= tolerance else "wrong"
+        return "exact" if max(self.errors.values()) <= tolerance else "wrong"
 
 
 def _eagerly(model: nn.Module, x: brute_force.Inputs) -> dict[str, Tensor]:
@@ -97,8 +114,8 @@ def measure(case: Case, dtype: torch.dtype, exact: Reference | None = None) -> F
             with case.context():
                 cx.ntk(model, x)
         except cx.UnsupportedModule as error:
-            return Found(str(error), {}, {})
-        return Found("", {}, {})
+            return Found(str(error), {}, {}, {})
+        return Found("", {}, {}, {})
     exact = exact or reference(case)
     c = exact.output.shape[1]
     # The residual is the cotangent: random, and of sizes that leave no wrong row unseen.
@@ -111,10 +128,8 @@ def measure(case: Case, dtype: torch.dtype, exact: Reference | None = None) -> F
     }
     with quiet():
         observation = cx.observe(model, x, y.to(dtype))
-        scale = exact.kernel.diagonal().sqrt().clamp_min(1e-30)
-        difference = (_kernel(observation.kernel) - exact.kernel).abs()
         errors = {
-            "kernel": float((difference / torch.outer(scale, scale)).max()),
+            "kernel": exact.kernel_error(_kernel(observation.kernel)),
             "gradient": _norms(observation.gradients(), references),
             "jacobian": _jacobian(cx.jacobian(model, x), exact),
         }
@@ -123,7 +138,8 @@ def measure(case: Case, dtype: torch.dtype, exact: Reference | None = None) -> F
             errors["cross kernel"] = brute_force.relative(_kernel(cross), exact.cross)
         observation.step_(_RATE)
         errors["step"] = _norms(dict(model.named_parameters()), plain)
-    return Found("", {row.name: row.route for row in observation.layer_report}, errors)
+    report = observation.layer_report
+    return Found("", {row.name: row.route for row in report}, {row.name: row.rule for row in report}, errors)
 
 
 def _kernel(found: object) -> Tensor:

@@ -40,6 +40,7 @@ class Case:
         coupled: every output depends on every sample, so that a kernel of x with other samples is none of its own.
         refused: what the `UnsupportedModule` says that it is answered with; empty where it has to be exact.
         context: what the engine is called in.
+        vary: gains of one and shifts of zero would hide mistakes, so these are drawn at random.
     """
 
     name: str
@@ -50,17 +51,18 @@ class Case:
     coupled: bool = False
     refused: str = ""
     context: Callable[[], AbstractContextManager[object]] = nullcontext
+    vary: bool = True
 
     def model(self, dtype: torch.dtype) -> nn.Module:
-        """The network from a fixed seed; gains of one and shifts of zero would hide mistakes, so these are random."""
+        """The network from a fixed seed."""
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             model = self.make()
             for parameter in model.parameters():
-                if parameter.dim() == 1:
+                if self.vary and parameter.dim() == 1:
                     nn.init.normal_(parameter, 0.5)
             for name, buffer in model.named_buffers():
-                if name.endswith("running_var"):
+                if self.vary and name.endswith("running_var"):
                     buffer.uniform_(0.5, 2.0)
         return model.to(dtype)
 

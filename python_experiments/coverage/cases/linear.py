@@ -11,7 +11,7 @@ __all__ = ["CASES"]
 CASES: list[Case] = [
     exact("linear", lambda: seq(nn.Linear(32, 8), *end(8)), None, "Linear", "float64"),
     exact("linear, no bias", lambda: seq(nn.Linear(32, 8, bias=False), *end(8)), None, "no bias"),
-    exact("three outputs", lambda: seq(nn.Linear(32, 8), nn.ReLU(True), nn.Linear(8, 8), *end(8, 3)), None, "k = 3"),
+    exact("three outputs", lambda: seq(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 8), *end(8, 3)), None, "k = 3"),
     exact("linear on tokens", lambda: seq(nn.Linear(8, 5), *end(20)), normal(4, 8), "Linear on tokens"),
     exact("linear on tokens, three outputs", lambda: seq(nn.Linear(8, 5), *end(20, 3)), normal(4, 8)),
     exact("linear on grids", lambda: seq(nn.Linear(4, 3), *end(24, 2)), normal(2, 4, 4)),
