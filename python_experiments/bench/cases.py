@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 __all__ = ["JOBS", "Case", "Job", "job", "select"]
 
 
@@ -16,11 +18,13 @@ class Case:
         implementations: name -> one call of it; "catapult_ext" is ours.
         errors: name -> error against a float64 reference, computed on demand, outside of every timing.
         flop: floating-point operations of one call, the same for all, or None where that means nothing.
+        dtype: of the numbers, unless the name of an implementation says otherwise.
     """
 
     implementations: Mapping[str, Callable[[], object]]
     errors: Mapping[str, Callable[[], float]] = field(default_factory=dict)
     flop: float | None = None
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,24 @@ def header() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def peak_gflops(dtype: torch.dtype, threads: int) -> float:
+    """Rate of the best of some products of 1024 x 1024 matrices by torch, measured once: what a kernel can be held to.
+
+    The thread count is the one in use; it is an argument because another one has another peak.
+    """
+    if threads != torch.get_num_threads():
+        raise ValueError(f"threads: expected {torch.get_num_threads()}, those in use, got {threads}")
+    a = torch.randn(1024, 1024, dtype=dtype)
+    out = a @ a
+    taken = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        torch.mm(a, a, out=out)
+        taken.append(time.perf_counter() - begin)
+    return 2 * 1024**3 / min(taken) / 1e9
+
+
 def lines_of(
     job: Job, case: Case, timings: dict[str, Timing], memory: dict[str, int | None]
 ) -> list[dict[str, Any]]:
@@ -46,7 +66,7 @@ def lines_of(
                 "title": job.title,
                 "implementation": name,
                 "shapes": dict(job.shapes),
-                "dtype": "float32",
+                "dtype": str(case.dtype).removeprefix("torch."),
                 "device": "cpu",
                 "threads": torch.get_num_threads(),
                 "rounds": timing.rounds,
@@ -57,6 +77,9 @@ def lines_of(
                 "ratio_quartiles": [timing.ratio_low, timing.ratio_high],
                 "target_ratio": job.target if name == "catapult_ext" else None,
                 "gflops": None if case.flop is None else case.flop / timing.median / 1e9,
+                "peak_gflops": None
+                if case.flop is None
+                else peak_gflops(case.dtype, torch.get_num_threads()),
                 "peak_extra_bytes": memory.get(name),
                 "error_float64": None if error is None else error(),
                 "error_of": job.error if error else None,

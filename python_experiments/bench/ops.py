@@ -28,20 +28,50 @@ def _relative_gram(call: Callable[[], Tensor], exact: Tensor) -> Callable[[], fl
     error="relative to sqrt(K_ii K_jj)",
 )
 @job(
+    "gram-512",
+    "tangent kernel of one layer from its inputs and sensitivities",
+    baseline="torch.mm",
+    shapes={"n": 512, "fan_in": 1024, "fan_out": 1024},
+    error="relative to sqrt(K_ii K_jj)",
+)
+@job(
     "gram-2000",
     "tangent kernel of one layer from its inputs and sensitivities",
     baseline="torch.mm",
     shapes={"n": 2000, "fan_in": 100, "fan_out": 1024},
     error="relative to sqrt(K_ii K_jj)",
 )
-def _gram(s: Mapping[str, int]) -> Case:
+def _gram_float32(s: Mapping[str, int]) -> Case:
+    return _gram(s, torch.float32)
+
+
+@job(
+    "gram-float64-128",
+    "tangent kernel of one layer in float64",
+    baseline="torch.mm",
+    shapes={"n": 128, "fan_in": 3072, "fan_out": 1024},
+    error="relative to sqrt(K_ii K_jj)",
+)
+@job(
+    "gram-float64-2000",
+    "tangent kernel of one layer in float64",
+    baseline="torch.mm",
+    shapes={"n": 2000, "fan_in": 100, "fan_out": 1024},
+    error="relative to sqrt(K_ii K_jj)",
+)
+def _gram_float64(s: Mapping[str, int]) -> Case:
+    return _gram(s, torch.float64)
+
+
+def _gram(s: Mapping[str, int], dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
-    a, b = torch.randn(s["n"], s["fan_in"]), torch.randn(s["n"], s["fan_out"])
+    a, b = torch.randn(s["n"], s["fan_in"], dtype=dtype), torch.randn(s["n"], s["fan_out"], dtype=dtype)
+    syrk = scipy.linalg.blas.ssyrk if dtype == torch.float32 else scipy.linalg.blas.dsyrk
 
     def blas() -> Tensor:
         # Transposed views are Fortran-ordered, so that nothing is copied.
-        left = scipy.linalg.blas.ssyrk(1.0, a.numpy().T, trans=1)
-        left *= scipy.linalg.blas.ssyrk(1.0, b.numpy().T, trans=1)
+        left = syrk(1.0, a.numpy().T, trans=1)
+        left *= syrk(1.0, b.numpy().T, trans=1)
         return torch.from_numpy(left)  # upper triangle
 
     calls: dict[str, Callable[[], Tensor]] = {
@@ -55,7 +85,8 @@ def _gram(s: Mapping[str, int]) -> Case:
     errors["BLAS syrk"] = lambda: float(
         ((torch.triu(blas()).double() - upper).abs() / torch.outer(scale, scale)).max()
     )
-    return Case({**calls, "BLAS syrk": blas}, errors, flop=s["n"] ** 2 * (s["fan_in"] + s["fan_out"]))
+    flop = s["n"] ** 2 * (s["fan_in"] + s["fan_out"])
+    return Case({**calls, "BLAS syrk": blas}, errors, flop, dtype)
 
 
 @job(
@@ -159,6 +190,66 @@ def _topk(s: Mapping[str, int]) -> Case:
 
 
 @job(
+    "top-10-float64-of-128",
+    "10 largest eigenpairs in float64 beside all of them in float32",
+    baseline="torch.linalg.eigh, float32",
+    shapes={"n": 128, "k": 10},
+    target=1 / 2.2,
+    error="eigenvalues, relative to lambda_1",
+)
+def _topk_float64(s: Mapping[str, int]) -> Case:
+    kernel, k = tangent_like_kernel(s["n"]), s["k"]
+    double = kernel.double()
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch.linalg.eigh, float32": lambda: torch.linalg.eigh(kernel)[0].flip(-1)[:k],
+        "torch.linalg.eigh": lambda: torch.linalg.eigh(double)[0].flip(-1)[:k],
+        "LAPACK syevr": lambda: torch.from_numpy(
+            scipy.linalg.eigh(double.numpy(), subset_by_index=[len(double) - k, len(double) - 1])[0][
+                ::-1
+            ].copy()
+        ),
+        "catapult_ext": lambda: ops.topk_eigh(double, k)[0],
+    }
+    exact = torch.linalg.eigvalsh(double).flip(-1)[:k]
+
+    def error(call: Callable[[], Tensor]) -> Callable[[], float]:
+        return lambda: float((call().double() - exact).abs().max() / exact[0])
+
+    return Case(calls, {name: error(call) for name, call in calls.items()}, dtype=torch.float64)
+
+
+@job(
+    "top-10-warm-of-2000",
+    "10 largest eigenpairs, started at those of the step before",
+    baseline="torch.linalg.eigh",
+    shapes={"n": 2000, "k": 10},
+    target=1 / 30,
+    error="eigenvalues, relative to lambda_1",
+)
+def _topk_warm(s: Mapping[str, int]) -> Case:
+    before, k = tangent_like_kernel(s["n"]), s["k"]
+    # A step of training: a few hundredths of every entry, and still positive semi-definite.
+    change = 1 + 0.03 * torch.randn(s["n"])
+    kernel = change[:, None] * before * change
+    start = ops.topk_eigh(before, k)[1]  # [n, k]
+    v0 = start.sum(1).numpy()
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch.linalg.eigh": lambda: torch.linalg.eigh(kernel)[0].flip(-1)[:k],
+        "catapult_ext": lambda: ops.topk_eigh(kernel, k, start=start)[0],
+        "scipy eigsh (ARPACK)": lambda: torch.from_numpy(
+            scipy.sparse.linalg.eigsh(kernel.numpy(), k, which="LA", tol=1e-6, v0=v0)[0][::-1].copy()
+        ),
+        "torch.lobpcg": lambda: torch.lobpcg(kernel, k, X=start, largest=True)[0],
+    }
+    exact = torch.linalg.eigvalsh(kernel.double()).flip(-1)[:k]
+
+    def error(call: Callable[[], Tensor]) -> Callable[[], float]:
+        return lambda: float((call().double() - exact).abs().max() / exact[0])
+
+    return Case(calls, {name: error(call) for name, call in calls.items()})
+
+
+@job(
     "spectral-norm-5",
     "lambda_1 of the kernel of a batch",
     baseline="torch.linalg.eigvalsh",
@@ -180,10 +271,27 @@ def _topk(s: Mapping[str, int]) -> Case:
     error="relative to lambda_1",
 )
 @job(
+    "spectral-norm-400x20",
+    "lambda_1 of the kernels of 400 batches of 20",
+    baseline="torch.linalg.eigvalsh",
+    shapes={"n": 20, "batch": 400},
+    target=1 / 5,
+    error="relative to lambda_1",
+)
+@job(
+    "spectral-norm-400x100",
+    "lambda_1 of the kernels of 400 batches of 100",
+    baseline="torch.linalg.eigvalsh",
+    shapes={"n": 100, "batch": 400},
+    target=1 / 25,
+    error="relative to lambda_1",
+)
+@job(
     "spectral-norm-400x50",
     "lambda_1 of the kernels of 400 batches of 50",
     baseline="torch.linalg.eigvalsh",
     shapes={"n": 50, "batch": 400},
+    target=1 / 15,
     error="relative to lambda_1",
 )
 def _spectral_norm(s: Mapping[str, int]) -> Case:

@@ -132,6 +132,39 @@ def _fcn2(s: Mapping[str, int]) -> Case:
 
 
 @job(
+    "fcn2-kernel-top-10",
+    "FCN2, kernel of 2,000 samples with its top 10 eigenpairs and the loss split",
+    baseline="torch step",
+    shapes={"n": 2000, "d": 100, "width": 1024, "depth": 2, "k": 10},
+    target=8.5,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+def _fcn2_top(s: Mapping[str, int]) -> Case:
+    model, x, y = _fcn(s["depth"], s["width"], s["d"], s["n"])
+    return _step_case(model, x, y, lambda observer: float(observer(x, y).top_loss), s["k"])
+
+
+@job(
+    "cnn-observed-step",
+    "CNN with three convolutions of 64 channels on 32 x 32, one training step with loss, kernel, top 10 and loss split",
+    baseline="torch step",
+    shapes={"n": 32, "channels": 64, "depth": 4, "image": 32, "k": 10},
+    target=1.35,
+    error="kernel, relative to sqrt(K_ii K_jj)",
+)
+def _cnn_step(s: Mapping[str, int]) -> Case:
+    model, x, y = _cnn_data(s)
+
+    def observe(observer: cx.Observer) -> float:
+        observation = observer(x, y)
+        top = float(observation.top_loss)  # decides the eigenpairs before the weights change
+        observation.step_(_LR)
+        return top
+
+    return _step_case(model, x, y, observe, s["k"])
+
+
+@job(
     "cnn-kernel",
     "CNN with three convolutions of 64 channels on 32 x 32, kernel",
     baseline="torch step",
@@ -140,10 +173,14 @@ def _fcn2(s: Mapping[str, int]) -> Case:
     error="kernel, relative to sqrt(K_ii K_jj)",
 )
 def _cnn(s: Mapping[str, int]) -> Case:
+    return _kernel_case(*_cnn_data(s))
+
+
+def _cnn_data(s: Mapping[str, int]) -> tuple[nn.Module, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     model = cx.models.CNN(3, s["image"], s["channels"], s["depth"], generator=generator)
     x = torch.randn(s["n"], 3, s["image"], s["image"], generator=generator)
-    return _kernel_case(model, x, torch.randn(s["n"], 1, generator=generator))
+    return model, x, torch.randn(s["n"], 1, generator=generator)
 
 
 def _kernel_case(model: nn.Module, x: Tensor, y: Tensor) -> Case:

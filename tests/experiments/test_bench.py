@@ -123,6 +123,8 @@ def test_main_writes_one_line_per_measurement(tmp_path: Path, monkeypatch: pytes
         assert row["shapes"] == {"n": 24, "fan_in": 33, "fan_out": 17}
         assert row["median_s"] > 0
         assert row["ratio"] > 0
+        assert 0 < row["gflops"] / row["peak_gflops"] < 2
+        assert row["dtype"] == "float32"
         assert row["gflops"] == pytest.approx(24**2 * 50 / row["median_s"] / 1e9)
         assert 0 < row["error_float64"] < 1e-5
         assert row["threads"] == 1
