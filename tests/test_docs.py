@@ -100,7 +100,7 @@ def _check_catapult(words: list[str], *, exactly: bool) -> None:
         assert not getattr(command, "commands", {}) or command.invoke_without_command, words  # type: ignore[attr-defined]
         command.make_context(command.name, words)
         return
-    options = {option for parameter in command.params for option in parameter.opts}
+    options = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
     assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options, words
     takes_names = any(parameter.param_type_name == "argument" for parameter in command.params)
     assert takes_names or not words or words[0].startswith("-"), words

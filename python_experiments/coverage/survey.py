@@ -14,7 +14,7 @@ from python_experiments.coverage.cases import FAMILIES, Case
 from python_experiments.coverage.ours import SINGLE, TOLERANCES, Reference
 from python_experiments.coverage.peer_process import Answer, PeerProcess
 
-__all__ = ["ENGINE", "OWN", "installed", "is_wrong", "survey"]
+__all__ = ["ENGINE", "OWN", "installed", "is_wrong", "judged", "survey"]
 
 ENGINE = "catapult_ext"
 
@@ -87,15 +87,15 @@ def _by_engine(case: Case, reference: Reference | None) -> Iterable[dict[str, An
 
 def _by_peer(process: PeerProcess, case: Case, reference: Reference | None) -> dict[str, Any]:
     answer = process.ask(case.name, torch.float64)
-    line = _judged(answer, reference, torch.float64)
+    line = judged(answer, reference, torch.float64)
     if line["verdict"] == "refuses":
-        single = _judged(process.ask(case.name, torch.float32), reference, torch.float32)
+        single = judged(process.ask(case.name, torch.float32), reference, torch.float32)
         if single["verdict"] != "refuses":
             return single | {"message": f"in float64: {line['message']}"}
     return line
 
 
-def _judged(answer: Answer, reference: Reference | None, dtype: torch.dtype) -> dict[str, Any]:
+def judged(answer: Answer, reference: Reference | None, dtype: torch.dtype) -> dict[str, Any]:
     """What an answer is worth."""
     line = {"dtype": str(dtype).removeprefix("torch."), "error": None, "message": answer.message}
     if answer.kernel is None:
@@ -111,6 +111,6 @@ def _judged(answer: Answer, reference: Reference | None, dtype: torch.dtype) -> 
             "message": f"a kernel {shape} for {expected}, or one that is not finite",
         }
     verdict = "exact" if error <= TOLERANCES[torch.float64] else "float32" if error <= SINGLE else "wrong"
-    if verdict != "wrong" and answer.kernel.shape != reference.kernel.shape:
+    if verdict != "wrong" and answer.kernel.numel() != reference.kernel.numel():
         verdict = "blocks"
     return line | {"verdict": verdict, "error": error}
