@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from python_experiments.bench import ops, steps  # noqa: F401  they declare the jobs
-from python_experiments.bench.cases import JOBS, Job, select
+from python_experiments.bench.cases import JOBS, Case, Job, select
 from python_experiments.bench.lines import lines_of, markdown_table, read_lines, write_lines
 from python_experiments.bench.memory import peak_extra_bytes
 from python_experiments.bench.timing import Timing, interleaved
@@ -55,7 +55,8 @@ def main(
         for number, job in enumerate(jobs, 1):
             say(f"[{number}/{len(jobs)}] {job.name}: {job.title}")
             case = job.build(job.shapes)
-            timings = _pairs(case.implementations, job.baseline, min(repeats, job.rounds), seconds)
+            runnable = _runnable(job, case, say)
+            timings = _pairs(runnable, job.baseline, min(repeats, job.rounds), seconds)
             used = {name: peak_extra_bytes(job.name, name, threads) if memory else None for name in timings}
             lines = lines_of(job, case, timings, used)
             write_lines(path, lines)  # job by job: what was measured is kept whatever comes next
@@ -64,6 +65,20 @@ def main(
         torch.set_num_threads(before)
     say(markdown_table(done))
     return path
+
+
+def _runnable(job: Job, case: Case, say: Callable[[str], object]) -> dict[str, Callable[[], object]]:
+    """The implementations without those optional ones that fail here; each failure is said, with its reason."""
+    runnable = dict(case.implementations)
+    for name in case.optional:
+        try:
+            runnable[name]()
+        except Exception as error:  # a compiler that is missing raises whatever torch makes of it
+            say(
+                f"{job.name}: {name} does not run on this machine and is left out: {type(error).__name__}: {error}"
+            )
+            del runnable[name]
+    return runnable
 
 
 def _pairs(

@@ -19,12 +19,14 @@ class Case:
         errors: name -> error against a float64 reference, computed on demand, outside of every timing.
         flop: floating-point operations of one call, the same for all, or None where that means nothing.
         dtype: of the numbers, unless the name of an implementation says otherwise.
+        optional: names of peers that not every machine runs; where one fails, that is said and it is left out.
     """
 
     implementations: Mapping[str, Callable[[], object]]
     errors: Mapping[str, Callable[[], float]] = field(default_factory=dict)
     flop: float | None = None
     dtype: torch.dtype = torch.float32
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -27,7 +29,20 @@ def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     return lambda: sgd_step(model, optimizer, x, y)
 
 
-def sgd_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
+def compiled_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """The same with the forward and backward pass of `torch.compile`; the first call compiles (some 20 s)."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+
+    @functools.cache
+    def compiled() -> Callable[[Tensor], Tensor]:  # when it is wanted: this loads the whole compiler
+        return torch.compile(model)
+
+    return lambda: sgd_step(compiled(), optimizer, x, y)
+
+
+def sgd_step(
+    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> float:
     """Zero the gradients, forward, backward, step; the loss."""
     optimizer.zero_grad()
     loss = (model(x) - y).square().mean()
@@ -86,6 +101,18 @@ def _step_case(
     )
 
 
+#: Name of the peer that not every machine runs: it needs a compiler at run time.
+_COMPILED = "torch.compile step"
+
+
+def _with_compiled(case: Case, model: nn.Module, x: Tensor, y: Tensor) -> Case:
+    return dataclasses.replace(
+        case,
+        implementations={**case.implementations, _COMPILED: compiled_step(copy.deepcopy(model), x, y)},
+        optional=frozenset({_COMPILED}),
+    )
+
+
 def _fcn(depth: int, width: int, d: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     model = cx.models.FCN(d, width, depth, generator=generator)
@@ -109,7 +136,7 @@ def _fcn5(s: Mapping[str, int]) -> Case:
         observation.step_(_LR)
         return top
 
-    return _step_case(model, x, y, observe, s["k"])
+    return _with_compiled(_step_case(model, x, y, observe, s["k"]), model, x, y)
 
 
 @job(
@@ -161,7 +188,7 @@ def _cnn_step(s: Mapping[str, int]) -> Case:
         observation.step_(_LR)
         return top
 
-    return _step_case(model, x, y, observe, s["k"])
+    return _with_compiled(_step_case(model, x, y, observe, s["k"]), model, x, y)
 
 
 @job(
@@ -230,7 +257,8 @@ def _sgd(s: Mapping[str, int]) -> Case:
         torch.linalg.eigvalsh(func())[-1].item()
         return step()
 
-    return Case({**case.implementations, "torch.func + eigvalsh + torch step": separate}, case.errors)
+    case = Case({**case.implementations, "torch.func + eigvalsh + torch step": separate}, case.errors)
+    return _with_compiled(case, model, x, y)
 
 
 @job(

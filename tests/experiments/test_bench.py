@@ -106,8 +106,9 @@ def test_every_job_computes_what_it_says(name: str) -> None:
     case = job.build(job.shapes)
     assert {job.baseline, "catapult_ext"} <= case.implementations.keys()
     assert "catapult_ext" in case.errors
-    for call in case.implementations.values():
-        call()
+    for implementation, call in case.implementations.items():
+        if implementation not in case.optional:
+            call()
     for implementation, error in case.errors.items():
         assert error() < (1e-4 if implementation == "torch.lobpcg" else 5e-6), implementation
 
@@ -132,6 +133,28 @@ def test_main_writes_one_line_per_measurement(tmp_path: Path, monkeypatch: pytes
         assert row["versions"]["torch"]
         assert row["command"].split()[0] == "catapult"
     assert "| `gram-128` | n 24, fan_in 33, fan_out 17 | torch.mm |" in said[-1]
+
+
+def test_an_optional_peer_that_fails_is_told_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no compiler")
+
+    def build(shapes: object) -> Case:
+        calls = {"plain": lambda: None, "catapult_ext": lambda: None, "compiled": broken}
+        return Case(calls, optional=frozenset({"compiled"}))
+
+    monkeypatch.setitem(JOBS, "maybe", Job("maybe", "", "plain", {}, build))
+    said: list[str] = []
+    path = bench.main(["maybe"], tmp_path, 3, 1, memory=False, say=said.append)
+    assert [line["implementation"] for line in lines.read_lines([path])] == ["plain", "catapult_ext"]
+    assert "maybe: compiled does not run on this machine and is left out: RuntimeError: no compiler" in said
+    monkeypatch.setitem(
+        JOBS, "maybe", Job("maybe", "", "plain", {}, lambda shapes: Case({"plain": broken, "x": broken}))
+    )
+    with pytest.raises(RuntimeError, match="no compiler"):
+        bench.main(["maybe"], tmp_path, 3, 1, memory=False, say=said.append)
 
 
 def test_read_lines_keeps_the_latest_and_names_a_broken_line(tmp_path: Path) -> None:
