@@ -29,8 +29,11 @@ def one_sweep(
     """For each wanted kernel, by the parameters that it includes, [n c, m c], or [n, m] of a trace."""
     found = []
     with state.untouched():
+        other = None
+        if z is not None:
+            with state.own_buffers():
+                other = Sweep(state, z, {}, verify="first", outputs=outputs)
         sweep = Sweep(state, x, {}, verify="first", outputs=outputs)
-        other = None if z is None else Sweep(state, z, {}, verify="first", outputs=outputs)
         with torch.no_grad():
             for only in kernels:
                 first = Assembler(sweep, dtype=dtype, only=only)
