@@ -24,6 +24,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths", UserWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # from torch.compile
+        warnings.filterwarnings("ignore", "`torch.nn.utils.weight_norm` is deprecated", FutureWarning)
         yield
 
 

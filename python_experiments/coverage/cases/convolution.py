@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from python_experiments.coverage.cases.build import Call, Case, end, exact, normal, seq
@@ -71,7 +72,7 @@ _PADDED = [
 _SAME = [
     _case(f"convolution {d}d, same, {mode}", d, 3, (3, 2, 1)[:d], padding="same", dilation=(2, 1, 1)[:d],
           padding_mode=mode)
-    for d in (1, 2, 3) for mode in ("zeros", "circular")
+    for d in (1, 2, 3) for mode in ("zeros", "circular", "reflect", "replicate")
 ]  # fmt: skip
 
 CASES: list[Case] = [
@@ -85,6 +86,18 @@ CASES: list[Case] = [
     _case("convolution, depthwise", 2, 6, 3, groups=2, padding=1, outputs=2),
     _case("convolution, no bias", 2, 3, 3, bias=False, outputs=3),
     _case("convolution of one pixel", 2, 3, 1, outputs=2),
+    _case("convolution, wider padding than kernel", 2, 3, 2, padding=(3, 0), stride=2, outputs=2),
+    exact("convolution of an unfolded image", lambda: Call(
+        lambda m, x: m.last((m.filters @ F.unfold(x, 2)).tanh().flatten(1)),
+        filters=torch.randn(3, 8), last=nn.Linear(27, 2),
+    ), normal(2, 4, 4)),
+    exact("convolution by a bare filter", lambda: Call(
+        lambda m, x: m.last(F.conv2d(x, 0.5 * m.filters, m.shift).tanh().flatten(1)),
+        filters=torch.randn(3, 2, 2, 2), shift=torch.randn(3), last=nn.Linear(27, 1),
+    ), normal(2, 4, 4)),
+    exact("pooled and enlarged", lambda: seq(
+        nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 3, 2), nn.AdaptiveAvgPool2d(2), *end(12)), normal(2, 4, 4)),
     _case("convolution 1d", 1, 3, 3, matrix=("Conv1d",)),
     _case("convolution 1d, groups", 1, 6, 3, groups=2, padding=2, stride=2),
     _case("convolution 3d", 3, 3, 2, padding=(1, 0, 0)),
@@ -95,6 +108,7 @@ CASES: list[Case] = [
     _several("convolution 1d", nn.Conv1d, (2, 3, 2), (2, 4)),
     _case("transposed convolution", 2, 3, 3, stride=2, output_padding=1, transposed=True, matrix=("ConvTranspose2d",)),
     _case("transposed convolution, groups", 2, 4, 3, stride=(2, 1), padding=1, groups=2, transposed=True, outputs=2),
+    _case("transposed convolution, dilation, no bias", 2, 3, 2, dilation=2, bias=False, transposed=True),
     _case("transposed convolution 1d", 1, 6, 3, stride=2, padding=1, groups=2, transposed=True, outputs=2),
     _case("transposed convolution 1d, output padding", 1, 3, 3, stride=3, output_padding=2, transposed=True),
     _case("transposed convolution 3d", 3, 3, 2, dilation=(1, 2, 1), transposed=True),

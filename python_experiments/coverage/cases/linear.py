@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from python_experiments.coverage.cases.build import Call, Case, end, exact, normal, seq
@@ -18,6 +19,15 @@ CASES: list[Case] = [
     exact("linear on grids, channels last", lambda: Call(
         lambda m, x: m.last(m.mix(x.movedim(1, -1)).tanh().flatten(1)), mix=nn.Linear(2, 3), last=nn.Linear(48, 1),
     ), normal(2, 4, 4)),
+    exact("linear on volumes", lambda: seq(nn.Linear(3, 5, bias=False), *end(40)), normal(2, 2, 2, 3)),
+    exact("linear in the products of einsum", lambda: Call(
+        lambda m, x: m.last(torch.einsum("ntd,hd->nht", x, m.w).tanh().flatten(1)),
+        w=torch.randn(5, 8), last=nn.Linear(20, 2),
+    ), normal(4, 8), slow=("node calls",)),
+    exact("one matrix for each head", lambda: Call(
+        lambda m, x: m.last(torch.einsum("nhd,hde->nhe", x, m.w).tanh().flatten(1)),
+        w=torch.randn(4, 8, 3), last=nn.Linear(12, 1),
+    ), normal(4, 8), slow=("node calls",)),
     exact("bilinear", lambda: Call(
         lambda m, x: m.last(m.mix(x[:, :12], x[:, 12:]).tanh()), mix=nn.Bilinear(12, 20, 5), last=nn.Linear(5, 2),
     ), slow=("node calls",)),

@@ -24,6 +24,7 @@ CASES: list[Case] = [
     exact("rms norm over two dimensions", lambda: seq(nn.RMSNorm((4, 8)), *end(32, 3)), _TOKENS),
     exact("group norm", lambda: seq(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), *end(16)), _MAPS, "GroupNorm"),
     exact("group norm on vectors", lambda: seq(nn.GroupNorm(4, 32), *end(32, 2))),
+    exact("group norm of volumes, three outputs", lambda: seq(nn.GroupNorm(1, 2), *end(32, 3)), _VOLUMES),
     exact("instance norm", lambda: seq(nn.InstanceNorm2d(2, affine=True), *end(32, 3)), _MAPS),
     exact("instance norm 1d", lambda: seq(nn.InstanceNorm1d(4, affine=True), *end(32)), _TOKENS),
     exact("instance norm 3d", lambda: seq(nn.InstanceNorm3d(2, affine=True), *end(32)), _VOLUMES),
@@ -39,6 +40,12 @@ CASES: list[Case] = [
           "BatchNorm training", slow=("rows",), coupled=True),
     exact("batch norm, training, images, three outputs", lambda: seq(
         nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), *end(27, 3)), _MAPS, slow=("rows",), coupled=True),
+    exact("batch norm, training, sequences", lambda: seq(nn.Linear(8, 5), nn.BatchNorm1d(4), *end(20)), _TOKENS,
+          slow=("rows",), coupled=True),
+    exact("batch norm, training, volumes, average of all steps", lambda: seq(
+        nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3, momentum=None), *end(9, 2)), _VOLUMES, slow=("rows",), coupled=True),
+    exact("batch norm, training, no gain", lambda: seq(
+        nn.Linear(32, 8), nn.BatchNorm1d(8, affine=False), *end(8, 2)), slow=("rows",), coupled=True),
     exact("batch norm without statistics, eval", lambda: seq(
         nn.Linear(32, 8), nn.BatchNorm1d(8, track_running_stats=False), *end(8)).eval(),
         slow=("rows",), coupled=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from python_experiments.coverage.cases.build import Call, Case, end, exact, normal, seq
+from python_experiments.coverage.cases.build import Call, Case, end, exact, integers, normal, quiet, seq
 
 __all__ = ["CASES"]
 
@@ -77,6 +78,11 @@ def _weight_and_spectral_norm() -> nn.Module:
     return model.eval()
 
 
+def _by_hook(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    with quiet():  # PyTorch has newer ones, and says so
+        return seq(norm(nn.Linear(32, 6)), *end(6, 2))
+
+
 def _symmetric() -> nn.Module:
     model = seq(nn.Linear(32, 32), *end(32))
     parametrize.register_parametrization(model[0], "weight", _Symmetric())
@@ -139,6 +145,19 @@ _COMPUTED: list[Case] = [
     exact("spectral norm, training", lambda: seq(parametrizations.spectral_norm(nn.Linear(32, 6)), *end(6, 2))),
     exact("spectral norm of a convolution", lambda: seq(
         parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)), *end(12)), _MAPS),
+    exact("weight norm of one gain", lambda: seq(
+        parametrizations.weight_norm(nn.Linear(8, 5), dim=None), *end(20)), _TOKENS),
+    exact("weight norm of an embedding", lambda: seq(
+        parametrizations.weight_norm(nn.Embedding(9, 4)), *end(24, 2)), integers(9, 6)),
+    exact("weight norm of attention", lambda: Call(
+        lambda m, x: m.last(m.attend(x, x, x, need_weights=False)[0].mean(1)),
+        attend=parametrizations.weight_norm(nn.MultiheadAttention(8, 2, batch_first=True), "in_proj_weight"),
+        last=nn.Linear(8, 1),
+    ), _TOKENS),
+    exact("weight norm by a hook", lambda: _by_hook(torch.nn.utils.weight_norm)),
+    exact("spectral norm by a hook, eval", lambda: _by_hook(torch.nn.utils.spectral_norm).eval()),
+    exact("spectral norm by a hook, training", lambda: _by_hook(torch.nn.utils.spectral_norm)),
+    exact("orthogonal", lambda: seq(parametrizations.orthogonal(nn.Linear(32, 6)), *end(6, 2)), slow=("rows",)),
     exact("parametrizations", _weight_and_spectral_norm),
     exact("symmetric weight", _symmetric),
     exact("pruned", _pruned),

@@ -91,6 +91,22 @@ CASES: list[Case] = [
     exact("scaled dot product attention", lambda: _dot_product(is_causal=True), _TOKENS),
     exact("scaled dot product attention, mask and scale", lambda: _dot_product(
         attn_mask=torch.ones(4, 4, dtype=torch.bool).tril(), scale=0.3), _TOKENS),
+    exact("scaled dot product attention, added mask, fewer keys", lambda: Call(
+        lambda m, x: m.last(F.scaled_dot_product_attention(
+            m.q(x).view(-1, 4, 4, 2).transpose(1, 2), m.k(x).view(-1, 4, 2, 2).transpose(1, 2),
+            m.v(x).view(-1, 4, 2, 2).transpose(1, 2), attn_mask=torch.linspace(-1, 1, 16).view(4, 4).to(x),
+            enable_gqa=True,
+        ).flatten(1)),
+        q=nn.Linear(8, 8), k=nn.Linear(8, 4, bias=False), v=nn.Linear(8, 4), last=nn.Linear(32, 2),
+    ), _TOKENS),
+    exact("scaled dot product attention, learned mask", lambda: Call(
+        lambda m, x: m.last(F.scaled_dot_product_attention(x, m.key(x), x, attn_mask=m.bias).flatten(1)),
+        key=nn.Linear(8, 8, bias=False), bias=torch.randn(4, 4), last=nn.Linear(32, 1),
+    ), _TOKENS),
+    exact("layers of their own for queries, keys and values", lambda: Call(  # the keys' bias has a gradient of zero
+        lambda m, x: m.last(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x)).flatten(1)),
+        q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8), last=nn.Linear(32, 2),
+    ), _TOKENS, slow=("rows",)),
     exact("transformer", lambda: Call(
         lambda m, x: m.last(m.layer(x).mean(1)),
         layer=nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True), last=nn.Linear(8, 2),

@@ -81,6 +81,20 @@ def _frozen_layers() -> nn.Module:
     return model
 
 
+def _frozen_kinds() -> nn.Module:
+    model = seq(
+        nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.PReLU(), nn.Conv2d(4, 3, 2), nn.BatchNorm2d(3), *end(12)
+    )
+    for frozen in (model[0].weight, model[1].bias, model[2].weight, model[3].bias, model[4].weight):
+        frozen.requires_grad_(False)
+    return model.eval()
+
+
+def _tie(model: Any) -> nn.Module:
+    model.b.weight = model.a.weight
+    return model
+
+
 def _convolutions(mode: Any = "zeros") -> nn.Module:
     return seq(
         nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.ReLU(inplace=True),
@@ -89,9 +103,15 @@ def _convolutions(mode: Any = "zeros") -> nn.Module:
     )  # fmt: skip
 
 
-def _compiled() -> nn.Module:
-    compiled: Any = torch.compile(seq(nn.Linear(32, 8), nn.ReLU(True), *end(8, 2)), backend="eager")
+def _compiled(backend: str) -> nn.Module:
+    compiled: Any = torch.compile(seq(nn.Linear(32, 8), nn.ReLU(True), *end(8, 2)), backend=backend)
     return compiled
+
+
+def _compiled_layer() -> nn.Module:
+    layer = seq(nn.Linear(6, 5), nn.Tanh())
+    layer.compile(backend="eager")
+    return layer
 
 
 def _view_then_in_place(model: Any, x: Tensor) -> Tensor:
@@ -100,6 +120,31 @@ def _view_then_in_place(model: Any, x: Tensor) -> Tensor:
     h[:, 0].mul_(2.0)
     return model.last(h.flatten(1).relu_())
 
+
+def _sums_in_place(model: Any, x: Tensor) -> Tensor:
+    h = model.a(x)
+    h += 0.5
+    h = h.tanh()
+    z = model.b(h)
+    z += h
+    z.masked_fill_(x[:, :8] > 0.7, 0.0).clamp_(-1, 1).mul_(2).sub_(0.25)
+    z[:, 2] = x[:, 0]
+    return model.last(z)
+
+
+def _views(model: Any, x: Tensor) -> Tensor:
+    left, right = model.a(x).tanh().chunk(2, 1)  # [n, 6] twice
+    grid = left.unflatten(1, (3, 2)).transpose(1, 2)[:, :, ::2]  # [n, 2, 2]
+    windows = right.unfold(1, 2, 4)  # [n, 2, 2]
+    mixed = model.b(torch.stack([grid, windows], 1).movedim(1, 2)[..., 0, :])  # [n, 2, 3]
+    return model.last(torch.cat([mixed.flatten(1), right.expand(2, -1, -1)[1], left[:, :2]], 1))
+
+
+#: Activations that overwrite their input; of some, autograd keeps the result, of others what it was before.
+_IN_PLACE: dict[str, Any] = {
+    "elu": nn.ELU, "leaky relu": nn.LeakyReLU, "silu": nn.SiLU, "mish": nn.Mish, "hardtanh": nn.Hardtanh,
+    "hardswish": nn.Hardswish, "selu": nn.SELU, "celu": nn.CELU, "relu 6": nn.ReLU6,
+}  # fmt: skip
 
 _SHARED: list[Case] = [
     exact("module called twice", lambda: Call(
@@ -121,14 +166,46 @@ _SHARED: list[Case] = [
         lambda m, x: m.last(torch.tanh(m.a(x) + 0.1 * m.a.bias) + m.a.weight.mean(1) * x[:, :8]),
         a=nn.Linear(32, 8), last=nn.Linear(8, 2),
     )),
+    exact("one weight in two layers", lambda: _tie(Call(
+        lambda m, x: m.last(torch.cat([m.a(x).tanh(), m.b(x.flip(1)).sigmoid()], 1)),
+        a=nn.Linear(32, 5), b=nn.Linear(32, 5), last=nn.Linear(10, 2),
+    ))),
+    exact("one filter there and back", lambda: _tie(Call(
+        lambda m, x: m.last(m.b(m.a(x).tanh()).tanh().flatten(1)),
+        a=nn.Conv2d(2, 3, 2), b=nn.ConvTranspose2d(3, 2, 2), last=nn.Linear(32, 1),
+    )), normal(2, 4, 4)),
+    exact("layer norm called twice", lambda: Call(
+        lambda m, x: m.last(m.norm(m.mix(m.norm(x)).tanh()).flatten(1)),
+        norm=nn.LayerNorm(8), mix=nn.Linear(8, 8), last=nn.Linear(32, 1),
+    ), normal(4, 8)),
+    exact("convolution's bias outside of its layer", lambda: Call(
+        lambda m, x: m.last(((m.a(x) * m.a.bias.view(-1, 1, 1)).tanh() + m.a.weight.mean((1, 2, 3))[:, None, None])
+                            .flatten(1)),
+        a=nn.Conv2d(2, 3, 2), last=nn.Linear(27, 2),
+    ), normal(2, 4, 4)),
     exact("frozen layer", _frozen_layer, None, "frozen layer"),
     exact("frozen layers", _frozen_layers),
+    exact("frozen in several kinds of layers", _frozen_kinds, normal(2, 4, 4)),
     exact("unused layer", _Unused),
+    exact("unused parameter", lambda: Call(
+        lambda m, x: m.last(m.a(x).tanh()), idle=torch.randn(3, 4), a=nn.Linear(32, 5), last=nn.Linear(5, 2),
+    )),
 ]  # fmt: skip
 
 _GRAPHS: list[Case] = [
     exact("in-place relu", lambda: seq(
         nn.Linear(32, 8), nn.ReLU(inplace=True), nn.Linear(8, 8, bias=False), nn.ReLU(True), nn.Linear(8, 1))),
+    *[
+        exact(f"in-place {name}", lambda make=make: seq(nn.Linear(32, 8), make(inplace=True), *end(8, 2)))
+        for name, make in _IN_PLACE.items()
+    ],
+    exact("in-place tanh, sigmoid and exp", lambda: Call(
+        lambda m, x: m.last(m.b(m.a(x).tanh_()).sigmoid_() * m.c(x).exp_()),
+        a=nn.Linear(32, 8), b=nn.Linear(8, 5), c=nn.Linear(32, 5), last=nn.Linear(5, 1),
+    )),
+    exact("in-place sums and masks", lambda: Call(_sums_in_place, a=nn.Linear(32, 8), b=nn.Linear(8, 8),
+                                                  last=nn.Linear(8, 2))),
+    exact("views", lambda: Call(_views, a=nn.Linear(32, 12), b=nn.Linear(2, 3), last=nn.Linear(14, 2))),
     exact("writing into a view", lambda: Call(_view_then_in_place, a=nn.Linear(32, 8), last=nn.Linear(8, 1))),
     exact("residual and branches", lambda: Call(
         lambda m, x: m.last(torch.cat([m.a(x).tanh() + m.b(x), m.b(m.c(x).relu()) * m.a(x).sigmoid()], 1)),
@@ -159,12 +236,17 @@ _GRAPHS: list[Case] = [
     exact("three outputs, batch norm", lambda: seq(nn.Linear(32, 8), nn.BatchNorm1d(8), *end(8, 3)),
           slow=("rows",), coupled=True),
     exact("checkpoint", lambda: Checkpointed(False)),
-    exact("compiled", _compiled),
+    exact("compiled", lambda: _compiled("eager")),
+    exact("compiled, with autograd's graph", lambda: _compiled("aot_eager")),
+    exact("compiled layer inside", lambda: Call(
+        lambda m, x: m.last(m.inner(m.a(x).tanh())), a=nn.Linear(32, 6), inner=_compiled_layer(), last=nn.Linear(5, 1),
+    )),
     exact("pending negation", lambda: Call(  # the imaginary part of a conjugate is a view that negates later
         lambda m, x: m.last(torch.complex(*m.first(x).tanh().split(1, 1)).conj().imag),
         first=nn.Linear(32, 2), last=nn.Linear(1, 1),
     )),
     exact("dropout, eval", lambda: seq(nn.Linear(32, 8), nn.Dropout(), *end(8)).eval()),
+    exact("in-place dropout, eval", lambda: seq(nn.Linear(32, 8), nn.Tanh(), nn.Dropout(inplace=True), *end(8)).eval()),
 ]  # fmt: skip
 
 _CALLS: list[Case] = [
@@ -177,6 +259,14 @@ _CALLS: list[Case] = [
 
 _REFUSED: list[Case] = [
     Case("dropout, training", lambda: seq(nn.Linear(32, 8), nn.Dropout(), *end(8)), normal(32),
+         refused=r"draws random numbers.*model\.eval\(\)"),
+    Case("dropout of channels, training", lambda: seq(nn.Conv2d(2, 3, 2), nn.Dropout2d(), *end(27)), normal(2, 4, 4),
+         refused=r"draws random numbers.*model\.eval\(\)"),
+    Case("dropout inside of attention, training", lambda: Call(
+        lambda m, x: m.last(m.layer(x).mean(1)),
+        layer=nn.TransformerEncoderLayer(8, 2, 12, 0.1, batch_first=True), last=nn.Linear(8, 1),
+    ), normal(4, 8), refused=r"draws random numbers.*model\.eval\(\)"),
+    Case("random slopes, training", lambda: seq(nn.Linear(32, 8), nn.RReLU(), *end(8)), normal(32),
          refused=r"draws random numbers.*model\.eval\(\)"),
     Case("autocast", lambda: seq(nn.Linear(32, 8), *end(8)), normal(32), refused=r"outside of torch\.autocast",
          context=lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
