@@ -4,6 +4,7 @@
 #   make test        environment, build, native tests (ctest), then pytest
 #   make lint        ruff, mypy, clang-format
 #   make bench       measurements beside plain PyTorch, one JSON line each, into results/bench
+#   make bench-docs  the same for this repository: lines, plots and tables of docs/results/cpu, docs/kernels.md, README.md
 #   make docs        the documentation as a site, into build/docs; broken links are errors (Python 3.11 or newer)
 #   make soak        the long versions of the tests
 #   make gpu-pass    on a machine with a GPU: build, GPU tests, benchmarks, into $OUT
@@ -25,7 +26,7 @@ CPP_SOURCES := $(filter %.h %.cpp %.inc %.cu %.cuh,$(NATIVE_SOURCES))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test lint bench docs soak gpu-pass stub clean
+.PHONY: reproduce test lint bench bench-docs docs soak gpu-pass stub clean
 .DELETE_ON_ERROR:
 
 reproduce: $(VENV)/.built
@@ -40,6 +41,9 @@ soak: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/catapult bench --out results/bench $(ARGS)
+
+bench-docs: $(VENV)/.built
+	$(BIN)/catapult bench --out docs/results/cpu --seconds 3 --plots --tables $(ARGS)
 
 docs: $(VENV)/.built
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

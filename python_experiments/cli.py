@@ -201,13 +201,30 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0, help="End a benchmark's rounds after so long.")] = 20.0,
     threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    simd: Annotated[
+        list[str] | None,
+        typer.Option(help="Instruction set of our kernels: scalar, avx2 or avx512; may be repeated."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Measure; without, only draw and write what is stored.")
+    ] = True,
+    plots: Annotated[bool, typer.Option("--plots", help="Draw OUT/roofline and OUT/scaling.")] = False,
+    tables: Annotated[
+        bool,
+        typer.Option(
+            "--tables", help="Write the tables of README.md and docs/kernels.md anew from the lines."
+        ),
+    ] = False,
 ) -> None:
     """Measure this machine beside plain PyTorch, one JSON line each, appended to OUT/lines.jsonl."""
-    from python_experiments.bench import main
+    from python_experiments.bench import main, publish
 
     make_folder(out)
     try:
-        main(names or [], out, repeats, threads, seconds=seconds, memory=memory)
+        if measure:
+            main(names or [], out, repeats, threads, seconds=seconds, memory=memory, simd=simd or ())
+        for path in publish(out, plots=plots, tables=tables):
+            typer.echo(f"written: {path}")
     except ValueError as error:
         fail(str(error))
 

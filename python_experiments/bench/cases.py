@@ -7,7 +7,28 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["JOBS", "Case", "Job", "job", "select"]
+__all__ = ["JOBS", "Case", "Goal", "Job", "job", "select"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the time of "catapult_ext" should be, as a ratio to that of another implementation.
+
+    Attributes:
+        reach: ratio that has to be reached.
+        go_for: ratio that is hoped for.
+        over: the other implementation, None for the baseline of the job.
+    """
+
+    reach: float
+    go_for: float
+    over: str | None = None
+
+    def verdict(self, ratio: float) -> str:
+        """Whether a measured ratio meets the goal."""
+        if ratio <= self.go_for:
+            return "met"
+        return "reach met" if ratio <= self.reach else "**missed**"
 
 
 @dataclass(frozen=True)
@@ -18,6 +39,7 @@ class Case:
         implementations: name -> one call of it; "catapult_ext" is ours.
         errors: name -> error against a float64 reference, computed on demand, outside of every timing.
         flop: floating-point operations of one call, the same for all, or None where that means nothing.
+        traffic: bytes of the operands and of the result, each moved once, or None where that means nothing.
         dtype: of the numbers, unless the name of an implementation says otherwise.
         optional: names of peers that not every machine runs; where one fails, that is said and it is left out.
     """
@@ -25,6 +47,7 @@ class Case:
     implementations: Mapping[str, Callable[[], object]]
     errors: Mapping[str, Callable[[], float]] = field(default_factory=dict)
     flop: float | None = None
+    traffic: float | None = None
     dtype: torch.dtype = torch.float32
     optional: frozenset[str] = frozenset()
 
@@ -39,9 +62,10 @@ class Job:
         baseline: the implementation that ratios refer to.
         shapes: sizes by their letters.
         build: makes the inputs (seeded) and the calls.
-        target: ratio of "catapult_ext" to the baseline to stay under, or None.
+        goals: of "catapult_ext".
         error: what the error is relative to.
         rounds: at most so many interleaved rounds.
+        memory: whether peak memory is measured too.
     """
 
     name: str
@@ -49,9 +73,10 @@ class Job:
     baseline: str
     shapes: Mapping[str, int]
     build: Callable[[Mapping[str, int]], Case]
-    target: float | None = None
+    goals: tuple[Goal, ...] = ()
     error: str = ""
     rounds: int = 1000
+    memory: bool = True
 
 
 JOBS: dict[str, Job] = {}
@@ -63,16 +88,17 @@ def job(
     *,
     baseline: str,
     shapes: Mapping[str, int],
-    target: float | None = None,
+    goals: tuple[Goal, ...] = (),
     error: str = "",
     rounds: int = 1000,
+    memory: bool = True,
 ) -> Callable[[Callable[[Mapping[str, int]], Case]], Callable[[Mapping[str, int]], Case]]:
     """Declare a job; the decorated function gets the shapes and returns the case. May be stacked."""
 
     def register(build: Callable[[Mapping[str, int]], Case]) -> Callable[[Mapping[str, int]], Case]:
         if name in JOBS:
             raise ValueError(f"two jobs are called {name!r}")
-        JOBS[name] = Job(name, title, baseline, shapes, build, target, error, rounds)
+        JOBS[name] = Job(name, title, baseline, shapes, build, goals, error, rounds, memory)
         return build
 
     return register

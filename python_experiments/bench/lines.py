@@ -1,4 +1,4 @@
-"""One JSON line per measurement, and the tables that are rendered from them."""
+"""One JSON line per measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from catapult_ext.runs import environment
 from python_experiments.bench.cases import Case, Job
 from python_experiments.bench.timing import Timing
 
-__all__ = ["lines_of", "markdown_table", "read_lines", "write_lines"]
+__all__ = ["lines_of", "read_lines", "write_lines"]
+
+#: Numbers of the array whose copy shows the bandwidth of memory: far more than any cache holds.
+_COPIED = 1 << 26
 
 
 def header() -> dict[str, Any]:
@@ -52,11 +55,30 @@ def peak_gflops(dtype: torch.dtype, threads: int) -> float:
     return 2 * 1024**3 / min(taken) / 1e9
 
 
+@functools.cache
+def peak_gbytes(threads: int) -> float:
+    """Bandwidth of memory in GB/s: bytes read and written by the best of some copies, measured once."""
+    if threads != torch.get_num_threads():
+        raise ValueError(f"threads: expected {torch.get_num_threads()}, those in use, got {threads}")
+    source = torch.ones(_COPIED)
+    target = torch.empty_like(source)
+    taken = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        target.copy_(source)
+        taken.append(time.perf_counter() - begin)
+    return 2 * source.nbytes / min(taken) / 1e9
+
+
 def lines_of(
     job: Job, case: Case, timings: dict[str, Timing], memory: dict[str, int | None]
 ) -> list[dict[str, Any]]:
     """The measurements of a job, one dict per implementation."""
     where = header()
+    threads = torch.get_num_threads()
+    goals = [
+        {"reach": goal.reach, "go_for": goal.go_for, "over": goal.over or job.baseline} for goal in job.goals
+    ]
     lines = []
     for name, timing in timings.items():
         error = case.errors.get(name)
@@ -68,18 +90,19 @@ def lines_of(
                 "shapes": dict(job.shapes),
                 "dtype": str(case.dtype).removeprefix("torch."),
                 "device": "cpu",
-                "threads": torch.get_num_threads(),
+                "threads": threads,
                 "rounds": timing.rounds,
                 "median_s": timing.median,
                 "quartiles_s": [timing.low, timing.high],
                 "baseline": job.baseline,
                 "ratio": timing.ratio,
                 "ratio_quartiles": [timing.ratio_low, timing.ratio_high],
-                "target_ratio": job.target if name == "catapult_ext" else None,
+                "goals": goals if name == "catapult_ext" else [],
                 "gflops": None if case.flop is None else case.flop / timing.median / 1e9,
-                "peak_gflops": None
-                if case.flop is None
-                else peak_gflops(case.dtype, torch.get_num_threads()),
+                "peak_gflops": None if case.flop is None else peak_gflops(case.dtype, threads),
+                "gbytes_per_s": None if case.traffic is None else case.traffic / timing.median / 1e9,
+                "peak_gbytes_per_s": None if case.traffic is None else peak_gbytes(threads),
+                "flop_per_byte": None if not case.flop or not case.traffic else case.flop / case.traffic,
                 "peak_extra_bytes": memory.get(name),
                 "error_float64": None if error is None else error(),
                 "error_of": job.error if error else None,
@@ -98,7 +121,7 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every line of the files, the latest of each job, implementation, processor and thread count.
+    """Every line of the files, the latest of each job, implementation, processor, instruction set and thread count.
 
     Raises:
         ValueError: a line is no JSON object; the message names file and line.
@@ -108,7 +131,9 @@ def read_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
         for number, text in enumerate(path.read_text().splitlines(), 1):
             try:
                 line = json.loads(text)
-                key = tuple(line[name] for name in ("job", "implementation", "cpu", "threads", "device"))
+                key = tuple(
+                    line[name] for name in ("job", "implementation", "cpu", "simd", "threads", "device")
+                )
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number}: expected a measurement as JSON, got {text[:60]!r}"
@@ -116,56 +141,3 @@ def read_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
             if key not in latest or line["time"] >= latest[key]["time"]:
                 latest[key] = line
     return list(latest.values())
-
-
-def markdown_table(lines: Sequence[dict[str, Any]]) -> str:
-    """One row per measurement: time, ratio to the baseline with quartiles, target, memory, error.
-
-    Args:
-        lines: as `read_lines` gives them.
-
-    Returns:
-        A markdown table; the columns of numbers are right-aligned.
-    """
-    head = [
-        "job",
-        "sizes",
-        "implementation",
-        "median",
-        "ratio (quartiles)",
-        "target",
-        "GFLOP/s",
-        "extra memory",
-        "error",
-    ]
-    rows = [head, ["---"] * 3 + ["---:"] * 6]
-    last = None
-    for line in lines:
-        target = line["target_ratio"]
-        verdict = "" if target is None else f"<= {target:g}: {'met' if line['ratio'] <= target else 'missed'}"
-        low, high = line["ratio_quartiles"]
-        first = line["job"] != last
-        last = line["job"]
-        rows.append(
-            [
-                f"`{line['job']}`" if first else "",
-                ", ".join(f"{name} {value}" for name, value in line["shapes"].items()) if first else "",
-                line["implementation"],
-                _seconds(line["median_s"]),
-                "1"
-                if line["implementation"] == line["baseline"]
-                else f"{line['ratio']:.3g} ({low:.3g} - {high:.3g})",
-                verdict,
-                "" if line["gflops"] is None else f"{line['gflops']:.1f}",
-                "" if line["peak_extra_bytes"] is None else f"{line['peak_extra_bytes'] / 2**20:.1f} MiB",
-                "" if line["error_float64"] is None else f"{line['error_float64']:.1e}",
-            ]
-        )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def _seconds(value: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e9:.3g} ns"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import functools
+import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
@@ -37,12 +38,16 @@ def peak_extra_bytes(job: str, implementation: str, threads: int) -> int | None:
     """
     if not Path("/proc/self/clear_refs").exists():
         return None
-    code = f"import sys; from {__name__} import measure; print(measure(*sys.argv[1:3], int(sys.argv[3])))"
-    command = [sys.executable, "-c", code, job, implementation, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"memory of {job}, {implementation}: {done.stderr.strip().splitlines()[-1]}")
-    return int(done.stdout.splitlines()[-1])
+    with _server().Pool(1) as fresh:
+        return fresh.apply(measure, (job, implementation, threads))
+
+
+@functools.cache
+def _server() -> ForkServerContext:
+    """Makes processes that have imported everything and done nothing: imports would take most of the time."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["python_experiments.bench"])
+    return server
 
 
 def measure(job: str, implementation: str, threads: int) -> int:
