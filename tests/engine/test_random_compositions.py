@@ -6,15 +6,28 @@ import copy
 from collections.abc import Callable
 
 import brute_force
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import catapult_ext as cx
 
 #: [n, *shape] of the activations after the first layer.
 _SHAPES = [(32,), (4, 8), (2, 4, 4), (1, 2, 4, 4)]
+
+_WORDS = 11  # of the tables
+
+#: What has nothing to compute with of its own, but changes what rules are given: views, and activations in place.
+_BETWEEN = [
+    nn.Identity,
+    nn.Tanh,
+    nn.GELU,
+    *(lambda kind=kind: kind(inplace=True) for kind in (nn.ReLU, nn.ELU, nn.SiLU)),
+]
 
 
 class _Apply(nn.Module):
@@ -47,6 +60,83 @@ class _Attend(nn.Module):
         return h + self.attention(h, h, h, need_weights=False)[0]
 
 
+class _DotProduct(nn.Module):
+    """Scaled dot product attention of one joint layer, with a mask or without."""
+
+    def __init__(self, width: int, causal: bool) -> None:
+        super().__init__()
+        self.joint, self.causal = nn.Linear(width, 3 * width), causal
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*self.joint(h).chunk(3, -1), is_causal=self.causal)
+
+
+class _Tied(nn.Module):
+    """Down and up again by the same matrix, transposed, and its columns once more as bare parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, 3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.tanh(self.down(h)) @ self.down.weight + self.down.weight.mean(0)
+
+
+class _LowRank(nn.Module):
+    """A product of two parameters as the weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2, width) / width**0.5)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.a @ self.b)
+
+
+class _Bags(nn.Module):
+    """The mean of the table's rows of each sample's tokens."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(_WORDS, 6, mode=mode, padding_idx=2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
+
+
+class _Recurrent(nn.Module):
+    """All states of a recurrent layer."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.layer(h)[0]
+
+
+class _SelfBilinear(nn.Module):
+    """A bilinear form of the activations and themselves."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.form = nn.Bilinear(width, width, 3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.form(h, torch.tanh(h))
+
+
+class _Twice(nn.Module):
+    """A layer that is called twice."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.layer(torch.tanh(self.layer(h)))
+
+
 class _Residual(nn.Module):
     """A layer beside a shortcut."""
 
@@ -58,18 +148,56 @@ class _Residual(nn.Module):
         return h + self.layer(h)
 
 
+class _Tokens(nn.Module):
+    """Integers 0 ... `_WORDS` - 1 from numbers [n, 32]: seven for each sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, :7].abs() * 10).long() % _WORDS
+
+
 def _layer(draw: Callable[[st.SearchStrategy], object], shape: tuple[int, ...]) -> nn.Module:
     """A layer for activations [n, *shape]."""
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
     if len(shape) == 1:
-        kind = pick("linear", "layer norm", "rms norm", "group norm", "batch norm", "bare")
+        kind = pick(
+            "linear",
+            "layer norm",
+            "rms norm",
+            "group norm",
+            "batch norm",
+            "bare",
+            "prelu",
+            "tied",
+            "low rank",
+            "bilinear",
+        )
     elif len(shape) == 2:
         kind = pick(
-            "linear", "layer norm", "rms norm", "instance norm", "convolution", "attention", "token", "bare"
+            "linear",
+            "layer norm",
+            "rms norm",
+            "instance norm",
+            "convolution",
+            "attention",
+            "token",
+            "bare",
+            "prelu",
+            "dot product",
+            "tied",
+            "low rank",
+            "recurrent",
         )
     else:
         kind = pick(
-            "convolution", "transposed", "linear", "group norm", "instance norm", "batch norm", "bare"
+            "convolution",
+            "transposed",
+            "linear",
+            "group norm",
+            "instance norm",
+            "batch norm",
+            "bare",
+            "prelu",
+            "low rank",
         )
     bias = pick(True, False)
     dims = len(shape) - 1
@@ -91,6 +219,16 @@ def _layer(draw: Callable[[st.SearchStrategy], object], shape: tuple[int, ...]) 
         return layer if many else nn.Identity()
     if kind == "attention":
         return _Attend(shape[1])
+    if kind == "dot product":
+        return _DotProduct(shape[1], pick(True, False))
+    if kind in ("tied", "low rank"):
+        return (_Tied if kind == "tied" else _LowRank)(shape[-1])
+    if kind == "bilinear":
+        return _SelfBilinear(shape[0])
+    if kind == "recurrent":
+        return _Recurrent(pick(nn.GRU, nn.RNN)(shape[1], 3, batch_first=True))
+    if kind == "prelu":
+        return nn.PReLU(pick(1, shape[0]))
     if kind == "token":
         return _Apply("token", (1, *shape[1:]))
     if kind == "bare":
@@ -101,27 +239,57 @@ def _layer(draw: Callable[[st.SearchStrategy], object], shape: tuple[int, ...]) 
         make = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d][dims - 1]
         return make(shape[0], 2 * groups, pick(1, 2), pick(1, 2), groups=groups, bias=bias)
     make = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
-    mode = pick("zeros", "circular", "replicate")
+    mode = pick("zeros", "circular", "replicate", "reflect")
+    if pick(True, False):
+        mode = "zeros" if min(shape[1:]) < 3 else mode
+        return make(
+            shape[0], pick(2, 4), pick(1, 2, 3), padding="same", groups=groups, bias=bias, padding_mode=mode
+        )
+    padding = 1 if mode != "reflect" or min(shape[1:]) > 1 else 0
     return make(
-        shape[0], pick(2, 4), pick(1, 2, 3), pick(1, 2), 1, groups=groups, bias=bias, padding_mode=mode
+        shape[0], pick(2, 4), pick(1, 2, 3), pick(1, 2), padding, groups=groups, bias=bias, padding_mode=mode
     )
+
+
+def _first(draw: Callable[[st.SearchStrategy], object]) -> tuple[list[nn.Module], tuple[int, ...]]:
+    """From x [n, 32] to activations, by a view or by a table."""
+    kind = draw(st.sampled_from(["view", "view", "view", "table", "bags"]))
+    if kind == "table":
+        return [_Tokens(), nn.Embedding(_WORDS, 6, padding_idx=draw(st.sampled_from([None, 3])))], (7, 6)  # type: ignore[arg-type]
+    if kind == "bags":
+        return [_Tokens(), _Bags(draw(st.sampled_from(["mean", "sum"])))], (6,)  # type: ignore[arg-type]
+    shape: tuple[int, ...] = draw(st.sampled_from(_SHAPES))  # type: ignore[assignment]
+    return [nn.Unflatten(1, shape)], shape
+
+
+def _computed(draw: Callable[[st.SearchStrategy], object], layer: nn.Module) -> nn.Module:
+    """The layer with a weight that is computed from other parameters, or a part of it frozen, or as it is."""
+    kind = draw(st.sampled_from(["plain", "plain", "weight norm", "spectral norm", "frozen"]))
+    matrix = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
+    if kind == "weight norm" and matrix:
+        return parametrizations.weight_norm(layer)
+    if kind == "spectral norm" and matrix:
+        return parametrizations.spectral_norm(layer)
+    if kind == "frozen":
+        for p in list(layer.parameters())[:1]:
+            p.requires_grad_(False)
+    return layer
 
 
 @st.composite
 def compositions(draw: Callable[[st.SearchStrategy], object]) -> nn.Module:
     """A network of x [n, 32] with one to three outputs, in eval mode."""
     torch.manual_seed(draw(st.integers(0, 2**31)))  # type: ignore[arg-type]
-    shape: tuple[int, ...] = draw(st.sampled_from(_SHAPES))  # type: ignore[assignment]
-    layers: list[nn.Module] = [nn.Unflatten(1, shape)]
+    layers, shape = _first(draw)
     for _ in range(draw(st.integers(1, 5))):  # type: ignore[call-overload]
-        layer = _layer(draw, shape).eval()
+        layer = _computed(draw, _layer(draw, shape)).eval()
         with torch.no_grad():
             after = tuple(layer(torch.zeros(2, *shape)).shape[1:])
-        if after == shape and draw(st.booleans()):
-            layer = _Residual(layer)
+        if after == shape:
+            layer = draw(st.sampled_from([nn.Sequential, _Residual, _Twice]))(layer)  # type: ignore[operator]
         shape = after
         layers.append(layer)
-        layers.append(draw(st.sampled_from([nn.Identity(), nn.Tanh(), nn.GELU(), nn.ReLU(inplace=True)])))  # type: ignore[arg-type]
+        layers.append(draw(st.sampled_from(_BETWEEN))())  # type: ignore[operator]
     width = int(torch.Size(shape).numel())
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, draw(st.integers(1, 3)))).eval()  # type: ignore[arg-type]
     for name, p in model.named_parameters():
@@ -133,6 +301,7 @@ def compositions(draw: Callable[[st.SearchStrategy], object]) -> nn.Module:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(model=compositions(), n=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_random_compositions(model: nn.Module, n: int, seed: int) -> None:
