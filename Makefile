@@ -43,6 +43,7 @@ bench: $(VENV)/.built
 	$(BIN)/catapult bench --out results/bench $(ARGS)
 
 bench-docs: $(VENV)/.built
+	$(BIN)/catapult bench gram-128 gram-2000 chain- --simd avx2 --simd scalar --out docs/results/cpu --seconds 1 --no-memory
 	$(BIN)/catapult bench --out docs/results/cpu --seconds 3 --plots --tables $(ARGS)
 
 docs: $(VENV)/.built

@@ -1,9 +1,13 @@
-"""The kernel of one network by every tool that gives it, where it is installed; none of them is needed otherwise."""
+"""The kernel of one network by every tool that gives it, where it is installed; none of them is needed otherwise.
+
+The networks are made of layers of torch alone, which all of these tools know.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,10 +50,10 @@ _NEURAL_TANGENTS = "neural-tangents"
     error="kernel, relative to sqrt(K_ii K_jj)",
 )
 def _fcn(s: Mapping[str, int]) -> Case:
-    generator = torch.Generator().manual_seed(0)
-    model = cx.models.FCN(s["d"], s["width"], s["depth"], generator=generator)
-    x = torch.randn(s["n"], s["d"], generator=generator)
-    return _case(model, x, torch.randn(s["n"], 1, generator=generator))
+    widths = [s["d"], *[s["width"]] * (s["depth"] - 1), 1]
+    torch.manual_seed(0)
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return _case(nn.Sequential(*layers[:-1]), torch.randn(s["n"], s["d"]))
 
 
 @job(
@@ -60,13 +64,19 @@ def _fcn(s: Mapping[str, int]) -> Case:
     error="kernel, relative to sqrt(K_ii K_jj)",
 )
 def _cnn(s: Mapping[str, int]) -> Case:
-    generator = torch.Generator().manual_seed(0)
-    model = cx.models.CNN(3, s["image"], s["channels"], s["depth"], generator=generator)
-    x = torch.randn(s["n"], 3, s["image"], s["image"], generator=generator)
-    return _case(model, x, torch.randn(s["n"], 1, generator=generator))
+    channels = [3, *[s["channels"]] * (s["depth"] - 1)]
+    torch.manual_seed(0)
+    layers = [
+        layer
+        for pair in itertools.pairwise(channels)
+        for layer in (nn.Conv2d(*pair, kernel_size=3, padding=1), nn.ReLU())
+    ]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * s["image"] ** 2, 1))
+    return _case(model, torch.randn(s["n"], 3, s["image"], s["image"]))
 
 
-def _case(model: nn.Module, x: Tensor, y: Tensor) -> Case:
+def _case(model: nn.Module, x: Tensor) -> Case:
+    y = torch.randn(len(x), 1)
     observer = cx.Observer(model)
     kernels: dict[str, Callable[[], Tensor]] = {"catapult_ext": lambda: observer(x, y).kernel}
     for tool, name in _TOOLS.items():

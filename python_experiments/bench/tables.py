@@ -85,7 +85,7 @@ def _first_goal(line: Mapping[str, Any]) -> str:
 
 
 def _ratio(value: float) -> str:
-    """Two digits, three from 100 on."""
+    """Two digits after the point, no digit from 10 on; two significant ones below 1."""
     return (
         f"{value:.0f}"
         if value >= 10
