@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import catapult_ext as cx
-from catapult_ext.models import Myrtle5, NTKConv2d, NTKLinear, ViT, WideResNet
+from catapult_ext.models import FCN, Myrtle5, NTKConv2d, NTKLinear, ViT, WideResNet
+from python_experiments import initial_kernels
 
 NTK = {"bias_scale": 0.3, "weight_std": 0.7}
 STANDARD = {"parameterization": "standard"}
@@ -163,13 +165,50 @@ def test_parameter_count(make, count):
     assert sum(p.numel() for p in make().parameters()) == count
 
 
-def test_the_table_of_the_documentation_has_these_sizes():
+def documented():
+    """Cells of the table of initial kernels by the Python that makes the network."""
     text = (Path(__file__).parents[1] / "docs/models.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `((?:WideResNet|ViT|Myrtle5)\(.*?\))`[^|]*\| ([\d,]+) \|", text, re.MULTILINE)
-    assert len(rows) >= 13
-    for call, count in rows:
-        net = eval(call, {"WideResNet": WideResNet, "ViT": ViT, "Myrtle5": Myrtle5})
-        assert sum(p.numel() for p in net.parameters()) == int(count.replace(",", "")), call
+    rows = re.findall(r"^\| `(\w+\(.*?\))`[^|]* \| (.*) \|$", text, re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
+def numbers(cell):
+    return [float(number) for number in cell.split(",")]
+
+
+def test_the_table_of_the_documentation_has_all_rows_and_sizes():
+    table = documented()
+    assert table.keys() == {row.name for row in initial_kernels.ROWS}
+    for row in initial_kernels.ROWS:
+        assert sum(p.numel() for p in row.make(0).parameters()) == int(table[row.name][0].replace(",", ""))
+        assert table[row.name][4] == row.paper
+
+
+def test_what_is_measured_at_initialisation():
+    net = FCN(6, 40, 2, 2, generator=generator(0)).double()
+    x = images(5, 1, 2, 3)
+    found = initial_kernels.at_initialisation(net, x)
+    jacobian = cx.jacobian(net, x).flatten(0, 1)
+    kernel = jacobian @ jacobian.T
+    lengths = jacobian.norm(dim=1)
+    pairs = [kernel[i, j] / (lengths[i] * lengths[j]) for i in range(10) for j in range(10) if i != j]
+    assert found.parameters == 6 * 40 + 80
+    assert found.size == pytest.approx(float(kernel.trace()) / 10, rel=1e-12)
+    assert found.cosine == pytest.approx(float(sum(pairs)) / 90, rel=1e-12)
+    assert found.critical_lr == pytest.approx(10 / float(torch.linalg.eigvalsh(kernel)[-1]), rel=1e-10)
+
+
+@pytest.mark.skipif("CATAPULT_DATA" not in os.environ, reason="CATAPULT_DATA is not set: no CIFAR-10 images")
+@pytest.mark.parametrize(
+    "row", [row for row in initial_kernels.ROWS if "FCN" in row.name], ids=lambda row: row.name
+)
+def test_the_table_of_the_documentation_is_measured(row):
+    images = cx.data.load("cifar10", classes=row.classes, train=row.samples).train.x
+    cells = initial_kernels.rendered(row, images).strip("| ").split("|")[1:]
+    for cell, printed in zip(cells[1:4], documented()[row.name][1:4], strict=True):
+        assert numbers(cell) == pytest.approx(
+            numbers(printed), rel=0.1
+        )  # the last of two digits, plus or minus one
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (16, 24)])

@@ -16,9 +16,6 @@ from torch.nn.utils import parametrizations
 
 import catapult_ext as cx
 
-#: [n, *shape] of the activations after the first layer.
-_SHAPES = [(32,), (4, 8), (2, 4, 4), (1, 2, 4, 4)]
-
 _WORDS = 11  # of the tables
 
 #: What has nothing to compute with of its own, but changes what rules are given: views, and activations in place.
@@ -91,17 +88,6 @@ class _LowRank(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return F.linear(h, self.a @ self.b)
-
-
-class _Bags(nn.Module):
-    """The mean of the table's rows of each sample's tokens."""
-
-    def __init__(self, mode: str) -> None:
-        super().__init__()
-        self.table = nn.EmbeddingBag(_WORDS, 6, mode=mode, padding_idx=2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.table(tokens)
 
 
 class _Recurrent(nn.Module):
@@ -251,15 +237,15 @@ def _layer(draw: Callable[[st.SearchStrategy], object], shape: tuple[int, ...]) 
     )
 
 
-def _first(draw: Callable[[st.SearchStrategy], object]) -> tuple[list[nn.Module], tuple[int, ...]]:
-    """From x [n, 32] to activations, by a view or by a table."""
-    kind = draw(st.sampled_from(["view", "view", "view", "table", "bags"]))
-    if kind == "table":
-        return [_Tokens(), nn.Embedding(_WORDS, 6, padding_idx=draw(st.sampled_from([None, 3])))], (7, 6)  # type: ignore[arg-type]
-    if kind == "bags":
-        return [_Tokens(), _Bags(draw(st.sampled_from(["mean", "sum"])))], (6,)  # type: ignore[arg-type]
-    shape: tuple[int, ...] = draw(st.sampled_from(_SHAPES))  # type: ignore[assignment]
-    return [nn.Unflatten(1, shape)], shape
+#: What the first layers of a network are given.
+_STARTS: dict[str, Callable[[], tuple[list[nn.Module], tuple[int, ...]]]] = {
+    "vectors": lambda: ([], (32,)),
+    "tokens": lambda: ([nn.Unflatten(1, (4, 8))], (4, 8)),
+    "maps": lambda: ([nn.Unflatten(1, (2, 4, 4))], (2, 4, 4)),
+    "volumes": lambda: ([nn.Unflatten(1, (1, 2, 4, 4))], (1, 2, 4, 4)),
+    "words": lambda: ([_Tokens(), nn.Embedding(_WORDS, 6, padding_idx=3)], (7, 6)),
+    "bags of words": lambda: ([_Tokens(), nn.EmbeddingBag(_WORDS, 6, mode="mean", padding_idx=2)], (6,)),
+}
 
 
 def _computed(draw: Callable[[st.SearchStrategy], object], layer: nn.Module) -> nn.Module:
@@ -277,10 +263,10 @@ def _computed(draw: Callable[[st.SearchStrategy], object], layer: nn.Module) -> 
 
 
 @st.composite
-def compositions(draw: Callable[[st.SearchStrategy], object]) -> nn.Module:
+def compositions(draw: Callable[[st.SearchStrategy], object], start: str) -> nn.Module:
     """A network of x [n, 32] with one to three outputs, in eval mode."""
     torch.manual_seed(draw(st.integers(0, 2**31)))  # type: ignore[arg-type]
-    layers, shape = _first(draw)
+    layers, shape = _STARTS[start]()
     for _ in range(draw(st.integers(1, 5))):  # type: ignore[call-overload]
         layer = _computed(draw, _layer(draw, shape)).eval()
         with torch.no_grad():
@@ -302,9 +288,11 @@ def compositions(draw: Callable[[st.SearchStrategy], object]) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(model=compositions(), n=st.integers(1, 5), seed=st.integers(0, 2**31))
-def test_random_compositions(model: nn.Module, n: int, seed: int) -> None:
+@pytest.mark.parametrize("start", _STARTS)
+@settings(max_examples=16, deadline=None, derandomize=True)
+@given(data=st.data(), n=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_random_compositions(start: str, data: st.DataObject, n: int, seed: int) -> None:
+    model = data.draw(compositions(start))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 32, generator=generator)
     exact = copy.deepcopy(model).double()
