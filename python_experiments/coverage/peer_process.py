@@ -20,7 +20,7 @@ from python_experiments.coverage.peers import PEERS, NotApplicable
 __all__ = ["Answer", "PeerProcess"]
 
 #: Seconds for one case, and for the first one, which imports the tool.
-LIMIT, FIRST_LIMIT = 60.0, 180.0
+LIMIT, FIRST_LIMIT = 20.0, 40.0
 
 _MESSAGE = 400  # characters of an error that are kept
 
@@ -33,11 +33,13 @@ class Answer:
         kernel: as `Peer.kernel`, None where there is none.
         message: why there is none.
         applicable: False: the tool itself was never asked.
+        late: it has not answered in time.
     """
 
     kernel: Tensor | None
     message: str
     applicable: bool = True
+    late: bool = False
 
 
 class PeerProcess:
@@ -80,7 +82,7 @@ class PeerProcess:
             seconds = limit or (FIRST_LIMIT if first else LIMIT)
             if not self._pipe.poll(seconds):
                 self._end()
-                return Answer(None, f"no answer within {seconds:g} s")
+                return Answer(None, f"no answer within {seconds:g} s", late=True)
             kernel, message, applicable = self._pipe.recv()
         except (EOFError, OSError):
             self._end()

@@ -303,6 +303,6 @@ PIP = (
     "backpack-for-pytorch vivit-for-pytorch unfoldNd einops",
     "curvlinops-for-pytorch einconv linear_operator jaxtyping wadler_lindig mpmath",
     "neural-tangents jax==0.4.30 jaxlib==0.4.30 ml_dtypes torch2jax absl-py frozendict",
-    "tensorflow-cpu tf2jax==0.3.6 astunparse flatbuffers gast google-pasta protobuf termcolor wrapt",
+    "tensorflow-cpu tf2jax==0.3.5 astunparse flatbuffers gast google-pasta protobuf termcolor wrapt",
     "six grpcio keras optree namex libclang dm-tree",
 )

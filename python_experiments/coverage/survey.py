@@ -88,7 +88,7 @@ def _by_engine(case: Case, reference: Reference | None) -> Iterable[dict[str, An
 def _by_peer(process: PeerProcess, case: Case, reference: Reference | None) -> dict[str, Any]:
     answer = process.ask(case.name, torch.float64)
     line = judged(answer, reference, torch.float64)
-    if line["verdict"] == "refuses":
+    if line["verdict"] == "refuses" and not answer.late:
         single = judged(process.ask(case.name, torch.float32), reference, torch.float32)
         if single["verdict"] != "refuses":
             return single | {"message": f"in float64: {line['message']}"}
