@@ -267,7 +267,11 @@ def takes_entry_by_entry(node: Node) -> bool:
 
 def conv_geometry(node: Node) -> tuple[Sequence[int], Sequence[int], Sequence[int], int]:
     """(stride, padding, dilation, groups) of a convolution, one number for each dimension of its maps."""
-    return node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_groups
+    sizes = node._saved_stride, node._saved_padding, node._saved_dilation
+    # padding="valid" saves one number for all dimensions.
+    dims = max(map(len, sizes))
+    stride, padding, dilation = ([*size] * (dims // len(size)) for size in sizes)
+    return stride, padding, dilation, node._saved_groups
 
 
 def conv_input(node: Node) -> Tensor:

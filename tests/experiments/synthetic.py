@@ -91,7 +91,9 @@ def several_catapults(group: str, condition: str, config: RunConfig, seed: int) 
     peaks = [step + 5 for step in rate_starts(config)]
     spike = 6.0 if group == "main" else 0.0
     run = catapult_run(config, steps=config.max_steps, spike=spike, seed=seed, peaks=peaks)
-    if group != "main" and condition == "by catapults":  # the norm of K grows: a share of the critical rate falls
+    if (
+        group != "main" and condition == "by catapults"
+    ):  # the norm of K grows: a share of the critical rate falls
         run = replace(run, metrics=run.metrics.assign(lr=0.9 * run.metrics["lr"]))
     return run
 

@@ -77,6 +77,7 @@ _SAME = [
 
 CASES: list[Case] = [
     _case("convolution", 2, 3, 3, matrix=("convolution",)),
+    _case("convolution, valid", 2, 3, (2, 3), padding="valid"),
     _case("convolution, stride", 2, 3, 2, stride=2, matrix=("stride",)),
     _case("convolution, dilation", 2, 3, 2, stride=(1, 2), dilation=2, padding=1, matrix=("stride and dilation",)),
     _case("convolution, groups", 2, 4, 3, groups=2, matrix=("groups",)),
