@@ -17,11 +17,12 @@ from catapult_ext.observe.outputs import outputs_2d
 from catapult_ext.stream.file import KernelFile
 from catapult_ext.stream.job import Job
 from catapult_ext.stream.plan import NTKPlan
-from catapult_ext.stream.samples import Loader
+from catapult_ext.stream.samples import Loader, leaves_random_state
 
 __all__ = ["jacobian", "ntk", "ntk_file", "ntk_plan"]
 
 
+@leaves_random_state
 def ntk(
     model: nn.Module,
     x: Inputs | Loader,
@@ -71,6 +72,7 @@ def ntk(
     return dict(zip(job.state.names, kernels, strict=True)) if per_parameter else kernels[0]
 
 
+@leaves_random_state
 def ntk_plan(
     model: nn.Module,
     x: Inputs | Loader,
@@ -109,6 +111,7 @@ def ntk_plan(
     )
 
 
+@leaves_random_state
 def ntk_file(
     model: nn.Module,
     x: Inputs | Loader,

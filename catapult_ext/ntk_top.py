@@ -17,7 +17,7 @@ from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.tangent import TangentKernel
 from catapult_ext.stream.job import check_max_bytes, free_bytes
 from catapult_ext.stream.probe import LARGE, probe
-from catapult_ext.stream.samples import Loader, Samples, TensorSamples, samples_of
+from catapult_ext.stream.samples import Loader, Samples, TensorSamples, leaves_random_state, samples_of
 
 __all__ = ["ntk_top"]
 
@@ -27,6 +27,7 @@ _SMALL = 2
 _ALLOWANCE = 1.05
 
 
+@leaves_random_state
 def ntk_top(
     model: nn.Module,
     x: Inputs | Loader,
@@ -95,7 +96,7 @@ def ntk_top(
             max_products=300 + 30 * k,
             what="ntk_top",
             operator="its tangent kernel",
-            stacklevel=3,
+            stacklevel=4,  # beyond the decorator
         )
 
 

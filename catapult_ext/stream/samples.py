@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from catapult_ext.observe.inputs import Inputs, check_inputs, count, join, move, take, tensors
 
-__all__ = ["Blocks", "Loader", "LoaderSamples", "Part", "Samples", "TensorSamples", "samples_of", "together"]
+__all__ = [
+    "Blocks",
+    "Loader",
+    "LoaderSamples",
+    "Part",
+    "Samples",
+    "TensorSamples",
+    "leaves_random_state",
+    "samples_of",
+    "together",
+]
 
 #: A `torch.utils.data.DataLoader`, or anything else that gives the same batches each time it is iterated over.
 Loader = Iterable[Any]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def leaves_random_state(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of functions that read loaders: a DataLoader without a generator of its own draws from the global one.
+
+    Restored once at the end, also after an exception, and not after each pass: in the next pass a loader that shuffles
+    would give the same order again and not be noticed.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = torch.get_rng_state()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_rng_state(before)
+
+    return call
 
 
 class Blocks(Protocol):
