@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import catapult_ext as cx
 from catapult_ext.runs import environment
 
 __all__ = ["FILE", "header", "merge", "read", "write"]
@@ -27,7 +26,6 @@ def header() -> dict[str, Any]:
     return {
         "time": here["time"],
         "commit": commit and str(commit)[:12],
-        "engine": cx.__version__,
         "torch": here["torch"],
         "python": here["python"],
         "cpu": here["cpu"],
@@ -65,6 +63,6 @@ def merge(stored: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> li
 def write(out: Path, lines: Iterable[dict[str, Any]]) -> Path:
     """Write the file, whole or not at all."""
     file, part = out / FILE, out / f"{FILE}.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
     os.replace(part, file)
     return file

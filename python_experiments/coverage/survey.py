@@ -68,7 +68,7 @@ def _head(case: Case, tool: str) -> dict[str, Any]:
 
 
 def _number(error: float) -> float | None:
-    return error if math.isfinite(error) else None
+    return float(f"{error:.2e}") if math.isfinite(error) else None  # no more digits than say something
 
 
 def _by_engine(case: Case, reference: Reference | None) -> Iterable[dict[str, Any]]:
@@ -113,4 +113,4 @@ def judged(answer: Answer, reference: Reference | None, dtype: torch.dtype) -> d
     verdict = "exact" if error <= TOLERANCES[torch.float64] else "float32" if error <= SINGLE else "wrong"
     if verdict != "wrong" and answer.kernel.numel() != reference.kernel.numel():
         verdict = "blocks"
-    return line | {"verdict": verdict, "error": error}
+    return line | {"verdict": verdict, "error": _number(error)}
