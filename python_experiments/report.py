@@ -141,19 +141,20 @@ def hardware(environment: Mapping[str, Any]) -> str:
 
 
 def sections(root: Path) -> list[Section | Sweep]:
-    """Every request made under `root`, and every experiment without one; draws their plots."""
+    """Every request made under `root`, and behind them every experiment without one; draws their plots."""
     requests = results.remembered(root)
     found: list[Section | Sweep] = []
+    without: list[Section | Sweep] = []
     for experiment in registry.all_experiments().values():
         own = [request for request in requests if request.experiment == experiment.name]
         if not own:
-            found.append(Section(experiment, None, {}, judge(experiment.claims, {}), 0, None))
+            without.append(Section(experiment, None, {}, judge(experiment.claims, {}), 0, None))
         for _, members in itertools.groupby(own, key=lambda request: request.base.key):
             shown = [_section(root, experiment, request) for request in members]
             found += [section for section in shown if section.request and not section.request.changes]
             if variants := [section for section in shown if section.request and section.request.changes]:
                 found.append(Sweep(experiment, variants))
-    return found
+    return found + without
 
 
 def _section(root: Path, experiment: Experiment, request: Request) -> Section:

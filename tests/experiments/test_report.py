@@ -123,6 +123,8 @@ def test_a_missing_run_is_shown_as_missing(tmp_path):
     assert "2 of its runs are not finished" in section.text
     assert [row["verdict"] for row in rows_by_label(section)] == ["✗holds,controlnotrun"] * 2
     assert len(section.all("img")) == 1
+    others = [name for name in EXPERIMENTS if name != request.experiment]
+    assert [s.attributes.get("id") for s in page.root.all("section")] == ["overview", request.key, *others]
 
 
 def test_a_sweep_has_its_own_section_and_says_in_how_many_variants_a_claim_holds(tmp_path):
