@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from catapult_ext import _C
 from python_experiments.bench import ops, peers, scaling, steps  # noqa: F401  they declare the jobs
@@ -35,7 +36,7 @@ def main(
         names: jobs, or how their names begin; empty for all.
         out: results folder.
         repeats: interleaved rounds per job.
-        threads: threads of torch and of the kernels.
+        threads: threads of torch, of the kernels and of the BLAS beside them.
         seconds: a job stops earlier, after at least three rounds, when it has taken this long.
         simd: instruction sets of our kernels ("scalar", "avx2", "avx512"), each in a run of its own; the one in use
             where none is given.
@@ -66,7 +67,8 @@ def main(
             say(f"[{number}/{len(runs)}] {job.name}: {job.title}{f' ({level})' if simd else ''}")
             case = job.build(job.shapes)
             runnable = _runnable(job, case, say)
-            timings = _pairs(runnable, job.baseline, min(repeats, job.rounds), seconds)
+            with threadpool_limits(threads, user_api="blas"):  # SciPy's, which torch's setting does not reach
+                timings = _pairs(runnable, job.baseline, min(repeats, job.rounds), seconds)
             # The first call of what is optional loads a compiler or another framework, which says nothing.
             weighed = set(timings) - case.optional if memory and job.memory else set()
             used = {name: peak_extra_bytes(job.name, name, threads) for name in weighed}

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import scipy.linalg.blas  # noqa: F401  its threads are looked at
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from catapult_ext import _C
 from python_experiments import bench, style
@@ -201,6 +203,25 @@ def test_table_says_met_or_missed() -> None:
     )
     assert "<= 1.2: reach met" in table
     assert "<= 1.2: met" in table
+
+
+def test_the_blas_of_others_has_as_many_threads_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+
+    def look() -> None:
+        seen.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+    monkeypatch.setitem(
+        JOBS, "look", Job("look", "", "look", {}, lambda _: Case({"look": look}, {"look": lambda: 0.0}))
+    )
+    with threadpool_limits(2, user_api="blas"):  # as it comes on two cores
+        look()
+        assert seen == {2}
+        seen.clear()
+        bench.main(["look"], tmp_path, repeats=3, seconds=0.01, memory=False, say=lambda _: None)
+    assert seen - {2} == {1}
 
 
 def test_simd_levels_are_measured_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
