@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from catapult_ext import _C
 from python_experiments import bench, style
-from python_experiments.bench import figures, lines, memory, scaling, tables, timing
+from python_experiments.bench import figures, lines, scaling, tables, timing
 from python_experiments.bench.cases import JOBS, Case, Goal, Job, select
 
 SMALL = {
