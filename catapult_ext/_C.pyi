@@ -105,6 +105,7 @@ def cuda_jacobian_conv2d(
     arg15: int,
     arg16: int,
     arg17: int,
+    arg18: int,
 ) -> None: ...
 def cuda_jacobian_conv2d_workspace(
     arg0: int,
@@ -121,6 +122,7 @@ def cuda_jacobian_conv2d_workspace(
     arg11: int,
     arg12: int,
     arg13: int,
+    arg14: int,
 ) -> int: ...
 def cuda_jacobian_tile(
     arg0: int,
@@ -175,6 +177,7 @@ def cuda_ntk_gram(
     arg10: int,
     arg11: int,
     arg12: bool,
+    arg13: int,
 ) -> None: ...
 def cuda_ntk_gram_workspace(
     arg0: int,
@@ -195,6 +198,7 @@ def cuda_ntk_gram_workspace(
     arg6: int,
     arg7: int,
     arg8: bool,
+    arg9: int,
 ) -> int: ...
 def cuda_spectral_norm(
     arg0: int,
@@ -209,8 +213,9 @@ def cuda_spectral_norm(
     arg9: int,
     arg10: float,
     arg11: int,
+    arg12: int,
 ) -> None: ...
-def cuda_spectral_norm_workspace(arg0: int, arg1: int, arg2: int, arg3: int) -> int: ...
+def cuda_spectral_norm_workspace(arg0: int, arg1: int, arg2: int, arg3: int, arg4: int) -> int: ...
 def cuda_status() -> dict: ...
 def cuda_topk_eigh(
     arg0: int,
@@ -230,8 +235,9 @@ def cuda_topk_eigh(
     arg14: int,
     arg15: int,
     arg16: int,
+    arg17: int,
 ) -> None: ...
-def cuda_topk_eigh_workspace(arg0: int, arg1: int, arg2: int, arg3: int, arg4: int) -> int: ...
+def cuda_topk_eigh_workspace(arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int) -> int: ...
 def jacobian_accumulate(
     dtype: int,
     rows: int,

@@ -19,12 +19,21 @@ from catapult_ext.errors import NonFinite
 from catapult_ext.ops import _checks
 from catapult_ext.ops._schema import OPS, register_backend
 
-__all__ = ["check", "compiled", "status"]
+__all__ = ["VERSIONS", "check", "compiled", "select", "selected", "status"]
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1}  # DType in csrc/core/types.h
 _NON_FINITE, _NOT_CONVERGED = 1, 2  # Status in csrc/cuda/device.cuh
 
+#: Implementations of an op, the simplest first: the default. The others have passed every test that needs no GPU.
+VERSIONS: dict[str, tuple[str, ...]] = {
+    "ntk_gram": ("simple",),
+    "jacobian_conv2d": ("simple",),
+    "topk_eigh": ("simple",),
+    "spectral_norm": ("simple",),
+}
+
 _native: Any = _C
+_selected = dict.fromkeys(VERSIONS, 0)
 _status: dict[torch.device, Tensor] = {}
 _lock = threading.Lock()
 
@@ -81,6 +90,32 @@ def check(device: torch.device) -> None:
     raise RuntimeError(f"topk_eigh: an eigensolver on {device} did not converge; look at the residual norms")
 
 
+def select(op: str, version: str) -> None:
+    """Choose the implementation that an op uses on every CUDA device, from the next call on.
+
+    Args:
+        op: a key of `VERSIONS`.
+        version: one of `VERSIONS[op]`; all give the same result up to rounding.
+
+    Raises:
+        ValueError: no such op or version.
+    """
+    if op not in VERSIONS:
+        raise ValueError(f"op: expected one of {', '.join(VERSIONS)}, got {op!r}")
+    if version not in VERSIONS[op]:
+        raise ValueError(f"version: expected one of {', '.join(VERSIONS[op])} for {op}, got {version!r}")
+    _selected[op] = VERSIONS[op].index(version)
+
+
+def selected(op: str) -> str:
+    """Return the implementation that an op uses on CUDA devices, one of `VERSIONS[op]`."""
+    return VERSIONS[op][_selected[op]]
+
+
+def _version(op: str) -> int:
+    return _selected[op]
+
+
 def _stream(device: torch.device) -> tuple[int, int]:
     """Device index and the current stream's handle, as every launcher takes them."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
@@ -127,10 +162,10 @@ def _ntk_gram_(
         (*([_operand(x, y)] * 2), x.shape[1], y.shape[-1], s, t)
         for x, y, s, t in zip(a, b, scale, beta, strict=True)
     ]
-    code = _DTYPE_CODES[kernel.dtype]
-    _launch(
-        "ntk_gram", kernel.device, (code, True, n, n, c, layers, kernel.data_ptr(), n * c, accumulate)
+    arguments = (
+        _DTYPE_CODES[kernel.dtype], True, n, n, c, layers, kernel.data_ptr(), n * c, accumulate, _version("ntk_gram"),
     )  # fmt: skip
+    _launch("ntk_gram", kernel.device, arguments)
 
 
 def _ntk_gram_cross_(
@@ -148,10 +183,10 @@ def _ntk_gram_cross_(
         (_operand(x, y), _operand(z, w), x.shape[1], y.shape[-1], s, t)
         for x, y, z, w, s, t in zip(xa, xb, za, zb, scale, beta, strict=True)
     ]
-    code = _DTYPE_CODES[kernel.dtype]
-    _launch(
-        "ntk_gram", kernel.device, (code, False, n, m, c, layers, kernel.data_ptr(), m * c, accumulate)
+    arguments = (
+        _DTYPE_CODES[kernel.dtype], False, n, m, c, layers, kernel.data_ptr(), m * c, accumulate, _version("ntk_gram"),
     )  # fmt: skip
+    _launch("ntk_gram", kernel.device, arguments)
 
 
 # --- jacobian_accumulate ---
@@ -195,6 +230,7 @@ def _sweep(
     arguments = (
         _DTYPE_CODES[kernel.dtype], shape, list(geometry), input.data_ptr(), input.stride(), b.data_ptr(),
         b.stride(), scale, kernel.data_ptr(), kernel.shape[1], *_weight(weight), _address(grad), tile_bytes,
+        _version("jacobian_conv2d"),
     )  # fmt: skip
     _launch("jacobian_conv2d", kernel.device, arguments)
 
@@ -277,12 +313,13 @@ def _topk_eigh(kernel: Tensor, k: int, start: Tensor | None, tol: float) -> tupl
     start = None if start is None else start.contiguous()
     code, batch = _DTYPE_CODES[kernel.dtype], matrices.shape[0]
     index, stream = _stream(device)
-    workspace = _workspace(_native.cuda_topk_eigh_workspace(index, code, batch, n, k), device)
+    version = _version("topk_eigh")
+    workspace = _workspace(_native.cuda_topk_eigh_workspace(index, code, batch, n, k, version), device)
     word = status(device)
     _native.cuda_topk_eigh(
         index, stream, word.data_ptr(), workspace.data_ptr(), code, batch, n, k, matrices.data_ptr(),
         matrices.stride(0), matrices.stride(1), _address(start), 0 if start is None else start.shape[-1], tol,
-        values.data_ptr(), vectors.data_ptr(), residuals.data_ptr(),
+        values.data_ptr(), vectors.data_ptr(), residuals.data_ptr(), version,
     )  # fmt: skip
     return values, vectors, residuals
 
@@ -296,11 +333,12 @@ def _spectral_norm(kernel: Tensor, tol: float) -> Tensor:
     matrices = _matrices(kernel)
     code, batch = _DTYPE_CODES[kernel.dtype], matrices.shape[0]
     index, stream = _stream(device)
-    workspace = _workspace(_native.cuda_spectral_norm_workspace(index, code, batch, n), device)
+    version = _version("spectral_norm")
+    workspace = _workspace(_native.cuda_spectral_norm_workspace(index, code, batch, n, version), device)
     word = status(device)
     _native.cuda_spectral_norm(
         index, stream, word.data_ptr(), workspace.data_ptr(), code, batch, n, matrices.data_ptr(),
-        matrices.stride(0), matrices.stride(1), tol, values.data_ptr(),
+        matrices.stride(0), matrices.stride(1), tol, values.data_ptr(), version,
     )  # fmt: skip
     return values
 

@@ -28,7 +28,7 @@ struct GramCall {
 };
 
 GramCall gram(int dtype, bool symmetric, int64_t n, int64_t m, int64_t c, const std::vector<Layer>& layers,
-              Address kernel, int64_t kernel_stride, bool accumulate) {
+              Address kernel, int64_t kernel_stride, bool accumulate, int version) {
   GramCall call;
   for (const auto& [x, z, a_columns, b_columns, scale, beta] : layers)
     call.layers.push_back({operand(x), operand(z), a_columns, b_columns, scale, beta});
@@ -41,7 +41,8 @@ GramCall gram(int dtype, bool symmetric, int64_t n, int64_t m, int64_t c, const 
                   static_cast<int64_t>(call.layers.size()),
                   pointer(kernel),
                   kernel_stride,
-                  accumulate};
+                  accumulate,
+                  version};
   return call;
 }
 
@@ -120,7 +121,7 @@ cuda::JacobianConv2d jacobian_conv2d(int dtype, std::vector<int64_t> shape, std:
                                      Address input, std::vector<int64_t> input_strides, Address b,
                                      std::vector<int64_t> b_strides, double scale, Address kernel,
                                      int64_t kernel_stride, Address weight, int64_t weight_stride,
-                                     Address grad, int64_t tile_bytes) {
+                                     Address grad, int64_t tile_bytes, int version) {
   cuda::JacobianConv2d problem{};
   problem.dtype = static_cast<DType>(dtype);
   const std::array<int64_t*, 8> sizes{&problem.n,     &problem.c,   &problem.in,         &problem.height,
@@ -141,6 +142,7 @@ cuda::JacobianConv2d jacobian_conv2d(int dtype, std::vector<int64_t> shape, std:
   problem.weight_stride = weight_stride;
   problem.grad = pointer(grad);
   problem.tile_bytes = tile_bytes;
+  problem.version = version;
   return problem;
 }
 
@@ -178,20 +180,20 @@ cuda::Inner inner(int dtype, int64_t g_rows, int64_t h_rows, int64_t d, Address 
 void bind_cuda(py::module_& module) {
   module.def("cuda_status", &cuda_status);
 
-  module.def("cuda_ntk_gram_workspace",
-             [](int dtype, bool symmetric, int64_t n, int64_t m, int64_t c, const std::vector<Layer>& layers,
-                Address kernel, int64_t kernel_stride, bool accumulate) {
-               return cuda::ntk_gram_workspace_bytes(
-                   gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate).problem);
-             });
-  module.def(
-      "cuda_ntk_gram", [](int device, Address stream, Address status, Address workspace, int dtype,
-                          bool symmetric, int64_t n, int64_t m, int64_t c, const std::vector<Layer>& layers,
-                          Address kernel, int64_t kernel_stride, bool accumulate) {
-        py::gil_scoped_release release;
-        const GramCall call = gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate);
-        cuda::launch_ntk_gram("ntk_gram", call.problem, context(device, stream, status, workspace));
-      });
+  module.def("cuda_ntk_gram_workspace", [](int dtype, bool symmetric, int64_t n, int64_t m, int64_t c,
+                                           const std::vector<Layer>& layers, Address kernel,
+                                           int64_t kernel_stride, bool accumulate, int version) {
+    return cuda::ntk_gram_workspace_bytes(
+        gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate, version).problem);
+  });
+  module.def("cuda_ntk_gram", [](int device, Address stream, Address status, Address workspace, int dtype,
+                                 bool symmetric, int64_t n, int64_t m, int64_t c,
+                                 const std::vector<Layer>& layers, Address kernel, int64_t kernel_stride,
+                                 bool accumulate, int version) {
+    py::gil_scoped_release release;
+    const GramCall call = gram(dtype, symmetric, n, m, c, layers, kernel, kernel_stride, accumulate, version);
+    cuda::launch_ntk_gram("ntk_gram", call.problem, context(device, stream, status, workspace));
+  });
   bind_op(module, "jacobian_tile", &cuda::jacobian_tile_workspace_bytes, &cuda::launch_jacobian_tile,
           &jacobian_tile);
   bind_op(module, "jacobian_conv2d", &cuda::jacobian_conv2d_workspace_bytes, &cuda::launch_jacobian_conv2d,
@@ -200,41 +202,45 @@ void bind_cuda(py::module_& module) {
   bind_op(module, "agop_inner", &cuda::agop_inner_workspace_bytes, &cuda::launch_agop_inner, &inner);
 
   // The eigensolvers ask the device how much shared memory a block may have.
-  module.def("cuda_topk_eigh_workspace", [](int device, int dtype, int64_t batch, int64_t n, int64_t k) {
-    cuda::Eigh problem{};
-    problem.dtype = static_cast<DType>(dtype);
-    problem.batch = batch;
-    problem.n = n;
-    problem.k = k;
-    return cuda::topk_eigh_workspace_bytes(problem, device);
-  });
+  module.def("cuda_topk_eigh_workspace",
+             [](int device, int dtype, int64_t batch, int64_t n, int64_t k, int version) {
+               cuda::Eigh problem{};
+               problem.dtype = static_cast<DType>(dtype);
+               problem.batch = batch;
+               problem.n = n;
+               problem.k = k;
+               problem.version = version;
+               return cuda::topk_eigh_workspace_bytes(problem, device);
+             });
   module.def(
       "cuda_topk_eigh",
       [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch, int64_t n,
          int64_t k, Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, Address start,
-         int64_t start_columns, double tol, Address values, Address vectors, Address residuals) {
+         int64_t start_columns, double tol, Address values, Address vectors, Address residuals, int version) {
         py::gil_scoped_release release;
-        cuda::launch_topk_eigh(
-            {static_cast<DType>(dtype), batch, n, k, pointer(kernel), kernel_batch_stride, kernel_stride,
-             pointer(start), start_columns, tol, pointer(values), pointer(vectors), pointer(residuals)},
-            context(device, stream, status, workspace));
+        cuda::launch_topk_eigh({static_cast<DType>(dtype), batch, n, k, pointer(kernel), kernel_batch_stride,
+                                kernel_stride, pointer(start), start_columns, tol, pointer(values),
+                                pointer(vectors), pointer(residuals), version},
+                               context(device, stream, status, workspace));
       });
-  module.def("cuda_spectral_norm_workspace", [](int device, int dtype, int64_t batch, int64_t n) {
-    cuda::Norm problem{};
-    problem.dtype = static_cast<DType>(dtype);
-    problem.batch = batch;
-    problem.n = n;
-    return cuda::spectral_norm_workspace_bytes(problem, device);
-  });
-  module.def(
-      "cuda_spectral_norm",
-      [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch, int64_t n,
-         Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, double tol, Address values) {
-        py::gil_scoped_release release;
-        cuda::launch_spectral_norm({static_cast<DType>(dtype), batch, n, pointer(kernel), kernel_batch_stride,
-                                    kernel_stride, tol, pointer(values)},
-                                   context(device, stream, status, workspace));
-      });
+  module.def("cuda_spectral_norm_workspace",
+             [](int device, int dtype, int64_t batch, int64_t n, int version) {
+               cuda::Norm problem{};
+               problem.dtype = static_cast<DType>(dtype);
+               problem.batch = batch;
+               problem.n = n;
+               problem.version = version;
+               return cuda::spectral_norm_workspace_bytes(problem, device);
+             });
+  module.def("cuda_spectral_norm",
+             [](int device, Address stream, Address status, Address workspace, int dtype, int64_t batch,
+                int64_t n, Address kernel, int64_t kernel_batch_stride, int64_t kernel_stride, double tol,
+                Address values, int version) {
+               py::gil_scoped_release release;
+               cuda::launch_spectral_norm({static_cast<DType>(dtype), batch, n, pointer(kernel),
+                                           kernel_batch_stride, kernel_stride, tol, pointer(values), version},
+                                          context(device, stream, status, workspace));
+             });
 }
 
 }  // namespace catapult::bindings

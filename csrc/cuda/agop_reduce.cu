@@ -20,7 +20,7 @@ GramLayer transposed_layer(const Agop& problem) {
 }
 
 Gram gram_problem(const Agop& problem, const GramLayer* layer) {
-  return {problem.dtype, true, problem.d, problem.d, 1, layer, 1, problem.agop, problem.agop_stride, true};
+  return {problem.dtype, true, problem.d, problem.d, 1, layer, 1, problem.agop, problem.agop_stride, true, 0};
 }
 
 template <typename T>

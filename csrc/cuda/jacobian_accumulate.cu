@@ -34,8 +34,8 @@ GramLayer tile_layer(const JacobianTile& problem) {
 }
 
 Gram gram_problem(const JacobianTile& problem, const GramLayer* layer) {
-  return {problem.dtype, true, problem.rows,   problem.rows,          1,
-          layer,         1,    problem.kernel, problem.kernel_stride, true};
+  return {problem.dtype, true, problem.rows, problem.rows, 1, layer, 1, problem.kernel, problem.kernel_stride,
+          true,          0};
 }
 
 template <typename T>
@@ -259,6 +259,7 @@ int64_t jacobian_conv2d_workspace_bytes(const JacobianConv2d& problem) {
 }
 
 void launch_jacobian_conv2d(const JacobianConv2d& problem, const Context& context) {
+  check_version("jacobian_conv2d", problem.version, 1);
   if (problem.dtype == DType::kFloat32)
     launch_sweep<float>(problem, context);
   else

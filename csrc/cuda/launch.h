@@ -23,6 +23,11 @@ inline void check(cudaError_t code, const char* op) {
                   cudaGetErrorName(code) + "): " + cudaGetErrorString(code));
 }
 
+inline void check_version(const char* op, int version, int versions) {
+  CATAPULT_CHECK(version >= 0 && version < versions,
+                 op << ": expected a version from 0 to " << versions - 1 << ", got " << version);
+}
+
 // Where an op runs. The caller's current device is left as it was.
 class Stream {
  public:

@@ -233,6 +233,7 @@ int64_t ntk_gram_workspace_bytes(const Gram& problem) {
 }
 
 void launch_ntk_gram(const char* op, const Gram& problem, const Context& context) {
+  check_version(op, problem.version, 1);
   if (problem.dtype == DType::kFloat32)
     launch<float>(op, problem, context);
   else

@@ -2,6 +2,8 @@
 // synchronisation. Workspaces come from the caller, sized by the *_workspace_bytes functions and
 // aligned to 8 bytes. `status` is one int32 on the device to which kernels add bits (device.cuh):
 // 1 a NaN or an infinity was written, 2 an eigensolver did not converge. Letters as in core/types.h.
+// `version` chooses among the implementations of an op: 0 the simplest, the others are named in
+// catapult_ext/ops/cuda.py (VERSIONS) in the same order.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +46,7 @@ struct Gram {
   void* kernel;  // [n c, m c]
   int64_t kernel_stride;
   bool accumulate;
+  int version;
 };
 int64_t ntk_gram_workspace_bytes(const Gram& problem);
 void launch_ntk_gram(const char* op, const Gram& problem, const Context& context);
@@ -81,6 +84,7 @@ struct JacobianConv2d {
   int64_t weight_stride;
   void* grad;  // [out, in / groups, kh, kw] contiguous, or nullptr
   int64_t tile_bytes;
+  int version;
 };
 int64_t jacobian_conv2d_workspace_bytes(const JacobianConv2d& problem);
 void launch_jacobian_conv2d(const JacobianConv2d& problem, const Context& context);
@@ -120,6 +124,7 @@ struct Eigh {
   void* values;     // [batch, k] descending
   void* vectors;    // [batch, n, k]
   void* residuals;  // [batch, k] ||K v - lambda v|| of what is returned
+  int version;
 };
 int64_t topk_eigh_workspace_bytes(const Eigh& problem, int device);
 void launch_topk_eigh(const Eigh& problem, const Context& context);
@@ -131,6 +136,7 @@ struct Norm {
   int64_t kernel_batch_stride, kernel_stride;
   double tol;    // relative error bound
   void* values;  // [batch]
+  int version;
 };
 int64_t spectral_norm_workspace_bytes(const Norm& problem, int device);
 void launch_spectral_norm(const Norm& problem, const Context& context);

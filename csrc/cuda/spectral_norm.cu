@@ -160,6 +160,7 @@ int64_t spectral_norm_workspace_bytes(const Norm& problem, int device) {
 }
 
 void launch_spectral_norm(const Norm& problem, const Context& context) {
+  check_version("spectral_norm", problem.version, 1);
   if (problem.batch == 0 || problem.n == 0) return;
   if (problem.dtype == DType::kFloat32)
     launch<float>(problem, context);

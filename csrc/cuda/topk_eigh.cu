@@ -44,6 +44,7 @@ int64_t topk_eigh_workspace_bytes(const Eigh& problem, int device) {
 }
 
 void launch_topk_eigh(const Eigh& problem, const Context& context) {
+  check_version("topk_eigh", problem.version, 1);
   if (problem.batch == 0 || problem.n == 0 || problem.k == 0) return;
   if (problem.dtype == DType::kFloat32)
     launch<float>(problem, context);

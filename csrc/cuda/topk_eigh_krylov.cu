@@ -227,7 +227,7 @@ void launch_krylov(const Stream& stream, const Context& context, const KrylovPro
   layer.x.b_column_stride = layer.z.b_column_stride = 1;
   layer.b_columns = n;
   layer.scale = layer.beta = 1.0;
-  const Gram projection{DType::kFloat64, false, basis, basis, 1, &layer, 1, projected, basis, false};
+  const Gram projection{DType::kFloat64, false, basis, basis, 1, &layer, 1, projected, basis, false, 0};
   Context inner = context;
   inner.workspace = problem.workspace + plan.gram;
 

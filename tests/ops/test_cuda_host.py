@@ -285,6 +285,32 @@ def test_a_failed_launch_names_the_op_and_the_error(call, monkeypatch):
         call("agop_reduce_", torch.eye(3), torch.eye(3), 1.0)
 
 
+def test_versions_are_chosen_by_name():
+    for op, versions in cuda.VERSIONS.items():
+        assert cuda.selected(op) == versions[0] == "simple"
+        try:
+            cuda.select(op, versions[-1])
+            assert cuda.selected(op) == versions[-1]
+        finally:
+            cuda.select(op, "simple")
+        with pytest.raises(ValueError, match=f"version: expected one of simple.* for {op}, got 'fastest'"):
+            cuda.select(op, "fastest")
+    with pytest.raises(ValueError, match=r"op: expected one of ntk_gram, .*got 'gram'"):
+        cuda.select("gram", "simple")
+
+
+def test_a_version_that_does_not_exist_is_refused(call, monkeypatch):
+    monkeypatch.setattr(cuda, "_selected", dict.fromkeys(cuda.VERSIONS, 99))
+    with pytest.raises(ValueError, match=r"ntk_gram_?: expected a version from 0 to .*, got 99"):
+        call("ntk_gram_", torch.empty(2, 2), [torch.ones(2, 1)], [torch.ones(2, 1)], [1.0], [0.0], False)
+    for name, arguments in {
+        "topk_eigh": (torch.eye(3), 1, None, 1e-6),
+        "spectral_norm": (torch.eye(3), 1e-6),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: expected a version from 0 to .*, got 99"):
+            call(name, *arguments)
+
+
 def test_wrong_arguments_are_refused_before_any_launch(call):
     before = call.module.emulator_launches()
     with pytest.raises(ValueError, match="kernel: expected shape"):
