@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <array>
+#include <cstddef>
 #include <limits>
 #include <map>
 #include <memory>
@@ -12,18 +14,28 @@
 
 namespace emulator {
 
-unsigned block_index = 0, block_size = 0, grid_size = 0;
+unsigned block_size = 0, grid_size = 0;
 
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-enum class Wait { kNone, kBlock, kWarp, kDone };
+constexpr unsigned kLargestCluster = 8;  // that every device with clusters can run
+enum class Wait { kNone, kBlock, kWarp, kCluster, kDone };
+
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes, source_bytes;
+  size_t group;
+};
 
 struct Fiber {
   ucontext_t start;
   jmp_buf state;
   bool started = false;
   Wait wait = Wait::kNone;
+  std::vector<Copy> copies;  // issued, not yet carried out
+  size_t groups = 0;         // committed
 };
 
 struct Engine {
@@ -31,15 +43,17 @@ struct Engine {
   int64_t launches = 0;
   int device = 0;
   std::map<const void*, size_t> allowed;
-  std::vector<Fiber> fibers;
+  std::vector<Fiber> fibers;  // of one cluster, block by block
   char* stacks = nullptr;
   size_t stack_count = 0;
   jmp_buf scheduler;
   ucontext_t scheduler_context;
   unsigned current = 0;
+  unsigned first_block = 0;  // of the running cluster
+  std::string failure;       // of a fiber, which cannot throw
   const std::function<void()>* thread = nullptr;
-  std::vector<double> shared;
-  std::vector<uint64_t> lanes;
+  std::vector<std::vector<double>> shared;  // of each block of the cluster
+  std::vector<std::array<std::byte, kLaneBytes>> lanes;
   std::vector<int> votes;
 };
 Engine engine;
@@ -55,6 +69,13 @@ void wait_for(Wait what) {
   Fiber& fiber = engine.fibers[engine.current];
   fiber.wait = what;
   if (_setjmp(fiber.state) == 0) _longjmp(engine.scheduler, 1);
+}
+
+// An error of the running fiber: the scheduler throws it, and the fiber does not come back.
+[[noreturn]] void fail(const std::string& message) {
+  engine.failure = message + " (block " + std::to_string(block_index()) + ", thread " +
+                   std::to_string(thread_index()) + ")";
+  _longjmp(engine.scheduler, 1);
 }
 
 // Not inlined: locals of a caller would be at the mercy of longjmp.
@@ -73,6 +94,8 @@ void wait_for(Wait what) {
   Fiber& fiber = engine.fibers[index];
   fiber.started = false;
   fiber.wait = Wait::kNone;
+  fiber.copies.clear();
+  fiber.groups = 0;
   getcontext(&fiber.start);
   fiber.start.uc_stack.ss_sp = engine.stacks + index * kStackBytes;
   fiber.start.uc_stack.ss_size = kStackBytes;
@@ -87,8 +110,15 @@ uint64_t next_random(uint64_t& state) {
   return state;
 }
 
-void run_block(uint64_t& random) {
-  const unsigned count = block_size;
+// Threads that wait for `what` among [first, first + count).
+unsigned waiting(Wait what, unsigned first, unsigned count) {
+  unsigned number = 0;
+  for (unsigned i = first; i < first + count; ++i) number += engine.fibers[i].wait == what;
+  return number;
+}
+
+void run_cluster(uint64_t& random) {
+  const unsigned count = static_cast<unsigned>(engine.fibers.size());
   std::vector<unsigned> order(count);
   for (unsigned i = 0; i < count; ++i) order[i] = i;
   for (unsigned i = 0; i < count; ++i) prepare(i);
@@ -99,30 +129,29 @@ void run_block(uint64_t& random) {
     for (unsigned index : order)
       if (engine.fibers[index].wait == Wait::kNone) {
         resume(index);
+        if (!engine.failure.empty()) throw std::logic_error("emulated kernel: " + engine.failure);
         progressed = true;
       }
-    // Whole warps at a warp barrier go on; then the block when all of it is at the block barrier.
-    unsigned done = 0, at_block = 0;
-    for (unsigned warp = 0; warp < count; warp += 32) {
-      unsigned at_warp = 0;
-      for (unsigned i = warp; i < warp + 32; ++i) {
-        at_warp += engine.fibers[i].wait == Wait::kWarp;
-        at_block += engine.fibers[i].wait == Wait::kBlock;
-        done += engine.fibers[i].wait == Wait::kDone;
-      }
-      if (at_warp == 32) {
-        for (unsigned i = warp; i < warp + 32; ++i) engine.fibers[i].wait = Wait::kNone;
-        progressed = true;
-      }
-    }
-    if (done == count) return;
-    if (at_block == count) {
-      for (Fiber& fiber : engine.fibers) fiber.wait = Wait::kNone;
+    // Groups of threads that are all at their barrier go on: warps, blocks, the cluster.
+    auto release = [&](Wait what, unsigned first, unsigned threads) {
+      if (waiting(what, first, threads) != threads) return;
+      for (unsigned i = first; i < first + threads; ++i) engine.fibers[i].wait = Wait::kNone;
       progressed = true;
+    };
+    for (unsigned warp = 0; warp < count; warp += 32) release(Wait::kWarp, warp, 32);
+    for (unsigned block = 0; block < count; block += block_size) {
+      release(Wait::kBlock, block, block_size);
+      if (waiting(Wait::kDone, block, block_size) == block_size) {
+        // Whoever still reads it sees that it is gone.
+        std::vector<double>& shared = engine.shared[block / block_size];
+        std::fill(shared.begin(), shared.end(), std::numeric_limits<double>::quiet_NaN());
+      }
     }
+    release(Wait::kCluster, 0, count);
+    if (waiting(Wait::kDone, 0, count) == count) return;
     if (!progressed)
       throw std::logic_error("emulated kernel: a barrier that not all threads reach (block " +
-                             std::to_string(block_index) + ")");
+                             std::to_string(engine.first_block) + ")");
   }
 }
 
@@ -130,8 +159,9 @@ void run_block(uint64_t& random) {
 
 Options& options() { return engine.options; }
 int64_t launches() { return engine.launches; }
-void* shared_memory() { return engine.shared.data(); }
-unsigned thread_index() { return engine.current; }
+void* shared_memory() { return engine.shared[engine.current / block_size].data(); }
+unsigned thread_index() { return engine.current % block_size; }
+unsigned block_index() { return engine.first_block + engine.current / block_size; }
 void allow_shared(const void* kernel, size_t bytes) { engine.allowed[kernel] = bytes; }
 size_t allowed_shared(const void* kernel) {
   auto found = engine.allowed.find(kernel);
@@ -144,54 +174,103 @@ void warp_barrier() { wait_for(Wait::kWarp); }
 int block_or(int predicate) {
   engine.votes[engine.current] = predicate;
   block_barrier();
+  const unsigned first = engine.current / block_size * block_size;
   int any = 0;
-  for (unsigned i = 0; i < block_size; ++i) any |= engine.votes[i] != 0;
+  for (unsigned i = first; i < first + block_size; ++i) any |= engine.votes[i] != 0;
   block_barrier();
   return any;
 }
 
+void warp_gather(const void* mine, size_t bytes, void* all) {
+  std::memcpy(engine.lanes[engine.current].data(), mine, bytes);
+  warp_barrier();
+  const unsigned first = engine.current / 32 * 32;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    std::memcpy(static_cast<std::byte*>(all) + lane * bytes, engine.lanes[first + lane].data(), bytes);
+  warp_barrier();
+}
+
 uint64_t warp_exchange(uint64_t bits, unsigned source_lane) {
-  engine.lanes[engine.current] = bits;
+  std::memcpy(engine.lanes[engine.current].data(), &bits, sizeof(bits));
   warp_barrier();
-  const uint64_t result = engine.lanes[engine.current / 32 * 32 + source_lane];
+  std::memcpy(&bits, engine.lanes[engine.current / 32 * 32 + source_lane].data(), sizeof(bits));
   warp_barrier();
-  return result;
+  return bits;
 }
 
 unsigned warp_ballot(bool predicate) {
-  engine.lanes[engine.current] = predicate;
-  warp_barrier();
+  bool all[32];
+  warp_gather(&predicate, sizeof(predicate), all);
   unsigned result = 0;
-  for (unsigned i = 0; i < 32; ++i)
-    result |= static_cast<unsigned>(engine.lanes[engine.current / 32 * 32 + i]) << i;
-  warp_barrier();
+  for (unsigned lane = 0; lane < 32; ++lane) result |= unsigned{all[lane]} << lane;
   return result;
+}
+
+unsigned cluster_rank() { return engine.current / block_size; }
+void cluster_barrier() { wait_for(Wait::kCluster); }
+
+void* cluster_address(const void* own, unsigned rank) {
+  if (rank >= engine.shared.size()) fail("a block of rank " + std::to_string(rank) + " that does not exist");
+  const std::ptrdiff_t offset =
+      static_cast<const std::byte*>(own) - static_cast<const std::byte*>(shared_memory());
+  return reinterpret_cast<std::byte*>(engine.shared[rank].data()) + offset;
+}
+
+void copy_async(void* shared, const void* global, unsigned bytes, unsigned source_bytes) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(shared_memory());
+  const uintptr_t to = reinterpret_cast<uintptr_t>(shared), from = reinterpret_cast<uintptr_t>(global);
+  if (to % bytes != 0 || from % bytes != 0)
+    fail("an asynchronous copy of " + std::to_string(bytes) + " bytes that is not aligned to them");
+  if (to < begin || to + bytes > begin + engine.shared[engine.current / block_size].size() * sizeof(double))
+    fail("an asynchronous copy beyond the shared memory");
+  if (source_bytes > bytes) fail("an asynchronous copy with more source than target");
+  Fiber& fiber = engine.fibers[engine.current];
+  fiber.copies.push_back({shared, global, bytes, source_bytes, fiber.groups});
+}
+
+void commit_copies() { ++engine.fibers[engine.current].groups; }
+
+void wait_copies(unsigned groups_left) {
+  Fiber& fiber = engine.fibers[engine.current];
+  auto copy = fiber.copies.begin();
+  for (; copy != fiber.copies.end() && copy->group + groups_left < fiber.groups; ++copy) {
+    std::memset(copy->to, 0, copy->bytes);
+    std::memcpy(copy->to, copy->from, copy->source_bytes);
+  }
+  fiber.copies.erase(fiber.copies.begin(), copy);
 }
 
 cudaError_t run(const cudaLaunchConfig_t& config, size_t allowed, const std::function<void()>& thread) {
   block_size = config.blockDim.x;
   grid_size = config.gridDim.x;
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config.numAttrs; ++i)
+    if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config.attrs[i].val.clusterDim.x;
   if (grid_size == 0 || block_size == 0 || block_size > 1024 || block_size % 32 != 0 ||
-      config.dynamicSmemBytes > allowed)
+      config.dynamicSmemBytes > allowed || cluster == 0 || cluster > kLargestCluster ||
+      grid_size % cluster != 0 || (cluster > 1 && engine.options.capability < 9))
     return cudaErrorInvalidValue;
   ++engine.launches;
-  if (engine.stack_count < block_size) {
+  const unsigned count = cluster * block_size;
+  if (engine.stack_count < count) {
     if (engine.stacks != nullptr) munmap(engine.stacks, engine.stack_count * kStackBytes);
-    engine.stack_count = block_size;
-    engine.stacks = static_cast<char*>(mmap(nullptr, block_size * kStackBytes, PROT_READ | PROT_WRITE,
+    engine.stack_count = count;
+    engine.stacks = static_cast<char*>(mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (engine.stacks == MAP_FAILED) throw std::bad_alloc();
   }
-  engine.fibers.resize(block_size);
-  engine.lanes.assign(block_size, 0);
-  engine.votes.assign(block_size, 0);
+  engine.fibers.resize(count);
+  engine.lanes.resize(count);
+  engine.votes.assign(count, 0);
   engine.thread = &thread;
+  engine.failure.clear();
   uint64_t random = engine.options.shuffle_seed;
-  for (block_index = 0; block_index < grid_size; ++block_index) {
+  for (engine.first_block = 0; engine.first_block < grid_size; engine.first_block += cluster) {
     // Exactly as large as asked for, so that an address checker sees what lies beyond.
-    engine.shared.assign((config.dynamicSmemBytes + 7) / 8, std::numeric_limits<double>::quiet_NaN());
-    engine.shared.shrink_to_fit();
-    run_block(random);
+    engine.shared.clear();
+    for (unsigned rank = 0; rank < cluster; ++rank)
+      engine.shared.emplace_back((config.dynamicSmemBytes + 7) / 8, std::numeric_limits<double>::quiet_NaN());
+    run_cluster(random);
   }
   return cudaSuccess;
 }
@@ -224,12 +303,13 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::strcpy(properties->name, "emulated on the host");
-  properties->major = 9;
+  properties->major = engine.options.capability;
   properties->multiProcessorCount = 1;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = engine.options.shared_limit;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? engine.options.capability
+                                                          : engine.options.shared_limit;
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }

@@ -9,9 +9,10 @@ PYBIND11_MODULE(_cuda_emulated, module) {
   catapult::bindings::bind_cuda(module);
   module.def(
       "emulator_configure",
-      [](uint64_t shuffle_seed, int shared_limit, int devices) {
-        emulator::options() = {shuffle_seed, shared_limit, devices};
+      [](uint64_t shuffle_seed, int shared_limit, int devices, int capability) {
+        emulator::options() = {shuffle_seed, shared_limit, devices, capability};
       },
-      py::arg("shuffle_seed") = 0, py::arg("shared_limit") = 227 * 1024, py::arg("devices") = 1);
+      py::arg("shuffle_seed") = 0, py::arg("shared_limit") = 227 * 1024, py::arg("devices") = 1,
+      py::arg("capability") = 9);
   module.def("emulator_launches", [] { return emulator::launches(); });
 }
