@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from chain_reference import assert_steps_match, chain, chain_arguments, moved, problem
 from gram_reference import GRAM_BOUND, gram_error, jacobian, nan_like
 from torch import Tensor
 
-from catapult_ext.ops import reference
+from catapult_ext.ops import ChainLayer, reference
 
 Call = Callable[..., object]
 DTYPES = [torch.float32, torch.float64]
@@ -239,6 +240,33 @@ def check_norm(call: Call, device: str, dtype: torch.dtype, batch: Tensor, tol: 
     assert torch.equal(call("spectral_norm", batch.flip(0).to(device), tol).flip(0), values)  # type: ignore[attr-defined]
 
 
+#: Widths, batches, slopes, layers that are not trained: rests of the groups of 8 samples and 8 rows, of 32 columns
+#: and of the tiles of 64; one layer; more parameters than one launch updates.
+CHAINS: list[tuple[tuple[int, ...], list[int], tuple[float, ...], tuple[int, ...]]] = [
+    ((5, 1), [3, 1], (0.0,), ()),
+    ((1, 1, 1), [2], (0.0,), ()),
+    ((20, 33, 1), [5, 5, 2], (0.0,), ()),
+    ((7, 33, 21, 1), [1, 9, 16], (0.0, 1.0, 0.2), ()),
+    ((17, 3, 70, 2, 1), [13], (0.2, 0.0), (0, 2)),
+    ((3,) * 12 + (1,), [4, 6], (1.0, 0.3), ()),
+    ((300, 9, 5, 1), [6], (0.0,), (0,)),
+]
+
+
+def check_chain(call: Call, device: str, dtype: torch.dtype, case: tuple) -> None:
+    """Each step of `chain_sgd_` from equal state."""
+    sizes, batches, slopes, fixed = case
+    layers = moved(chain(sizes, dtype, slopes=slopes, fixed=fixed), device=device)
+    x, y, *steps = problem(20, sizes[0], batches, dtype)
+
+    def step_(layers: Sequence[ChainLayer], data: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        found = call("chain_sgd_", *chain_arguments(layers, data))
+        assert isinstance(found, tuple)
+        return found
+
+    assert_steps_match(step_, layers, (x.to(device), y.to(device), *steps))
+
+
 def every_op(device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, tuple[list[Tensor], tuple]]:
     """Name -> (results written in place, arguments): one small call of each op, for streams and graphs."""
     torch.manual_seed(seed)
@@ -262,6 +290,9 @@ def every_op(device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, tuple[
     large = torch.randn(300, 40, dtype=dtype).to(device)
     batch = torch.randn(9, 50, 60, dtype=dtype).to(device)
     geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    links = moved(chain((6, 9, 4, 1), dtype), device=device)
+    x, y, index, sizes, rates = problem(n, 6, [5, 5, 3], dtype)
+    steps = x.to(device), y.to(device), index.to(device), sizes, rates.to(device)
     return {
         "ntk_gram_": ([kernel], (kernel, a, b, scale, beta, False)),
         "ntk_gram_cross_": ([cross], (cross, a, b, a, b, scale, beta, False)),
@@ -278,4 +309,5 @@ def every_op(device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, tuple[
         "spectral_norm": ([], (batch @ batch.mT, 1e-6)),
         "agop_reduce_": ([agop], (agop, a[0], 0.1)),
         "agop_inner": ([], (a[0], a[0].flip(0))),
+        "chain_sgd_": ([link.weight for link in links], chain_arguments(links, steps)),
     }

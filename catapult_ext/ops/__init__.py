@@ -307,8 +307,8 @@ def residual(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         result = prediction - target
         flat = result.reshape(-1)
         total = torch.dot(flat, flat)
-        # On CUDA this would wait for the device; there it surfaces with the first value that is read.
-        if total.is_cuda or math.isfinite(total.item()):
+        # Elsewhere this would wait for the device; there it surfaces with the first value that is read.
+        if not total.is_cpu or math.isfinite(total.item()):
             return result, total
     raise NonFinite("model: its output is not finite, or overflows when squared, and so does the loss")
 
@@ -409,29 +409,34 @@ def chain_sgd_(
 
     L = mean of (f - y)^2 over the batch; each parameter that is trained goes to w - rate dL/dw, in place. Each
     step is what an Observer and `step_` make of it, to rounding, and depends on nothing but the parameters, the
-    batch and its rate: however steps are spread over calls, the results have the same bits. CPU only.
+    batch and its rate: however steps are spread over calls, the results have the same bits. On CUDA nothing waits for
+    the device, and a captured call replays with what `batch_index` and `rates` then hold, if they are there.
 
     Args:
         layers: from the input to the output; the last has one row.
         x: all samples [n, d], dtype of the layers.
         y: targets [n] or [n, 1].
-        batch_index: samples of all batches, one batch after the other, int64.
-        batch_sizes: b of each step [steps], int64, each >= 1.
-        rates: learning rate of each step [steps], float64.
-        observed: whether the kernel of each batch is asked for [steps], bool; None: of all.
+        batch_index: samples of all batches, one batch after the other, int64; on the CPU or where x is.
+        batch_sizes: b of each step [steps], int64, each >= 1; on the CPU.
+        rates: learning rate of each step [steps], float64; on the CPU or where x is.
+        observed: whether the kernel of each batch is asked for [steps], bool, on the CPU; None: of all.
         loss_limit: a step whose loss exceeds it is not made, and none after it.
         tol: relative error of lambda_1; None: 1e-6 (float32), 1e-12 (float64).
 
     Returns:
         losses [steps] and lambda_1 [steps], of the batch before its update; lambda_1 is NaN where not observed.
         The steps stop before the first whose loss or kernel is not finite, or whose loss exceeds the limit: its
-        loss is then NaN, or that loss, and everything behind is NaN.
+        loss is then NaN, or that loss, and everything behind is NaN. On CUDA `cuda.check` raises NonFinite for the NaN.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes, devices or samples that do not fit; nothing has been changed then.
+        ValueError, TypeError: shapes, dtypes, devices or samples that do not fit; nothing has been changed then. A
+            `batch_index` on a GPU is not read here: a sample that x does not have ends the steps as a NaN does, and
+            `cuda.check` raises ValueError.
 
     Cost of a step: 2 b FLOP per weight for each of forward, sensitivities (not of the first layer) and update, the
-    Gram products of `ntk_gram`, and `spectral_norm`. One thread. Memory: activations of the largest batch.
+    Gram products of `ntk_gram`, and `spectral_norm`. One thread on the CPU. On CUDA three launches, two for each layer
+    but the last, and those of the two ops; steps that are not made cost as much. Memory: activations of the largest
+    batch.
     """
     observed = torch.ones(rates.shape, dtype=torch.bool) if observed is None else observed
     none = x.new_empty(0)

@@ -323,10 +323,11 @@ def chain_sgd(
     written = [t.data_ptr() for t in (*weights, *biases) if t.numel() and not t.is_meta]
     if len(set(written)) < len(written):
         _fail(op, "weights", "different tensors", "one of them twice")
-    _batches(x.shape[0], batch_index, batch_sizes, rates, observed)
+    _batches(x, batch_index, batch_sizes, rates, observed)
 
 
-def _batches(n: int, index: Tensor, sizes: Tensor, rates: Tensor, observed: Tensor) -> None:
+def _batches(x: Tensor, index: Tensor, sizes: Tensor, rates: Tensor, observed: Tensor) -> None:
+    """`index` and `rates` may be where x is; what is on a GPU is not read here."""
     op, steps = "chain_sgd_", rates.shape[0] if rates.dim() == 1 else -1
     for name, tensor, dtype in (
         ("batch_index", index, torch.int64),
@@ -336,15 +337,19 @@ def _batches(n: int, index: Tensor, sizes: Tensor, rates: Tensor, observed: Tens
     ):
         if tensor.dtype != dtype:
             raise TypeError(f"{op}: {name}: expected {dtype}, got {tensor.dtype}")
-        if tensor.dim() != 1 or (name != "batch_index" and tensor.shape[0] != steps) or not tensor.is_cpu:
+        movable = name in ("batch_index", "rates") and not x.is_cpu
+        placed = tensor.is_cpu or (movable and tensor.device == x.device)
+        if tensor.dim() != 1 or (name != "batch_index" and tensor.shape[0] != steps) or not placed:
             shape = "(samples of all batches,)" if name == "batch_index" else f"({max(steps, 0)},) as rates"
-            _fail(op, name, f"shape {shape} on the CPU", f"{_shape(tensor)} on {tensor.device}")
+            where = f"on the CPU or on {x.device}" if movable else "on the CPU"
+            _fail(op, name, f"shape {shape} {where}", f"{_shape(tensor)} on {tensor.device}")
     if steps == 0 and index.numel() == 0:
         return
     if int(sizes.min()) < 1 or int(sizes.sum()) != index.numel():
         _fail(op, "batch_sizes", f"sizes >= 1 that add up to {index.numel()}", f"a sum of {int(sizes.sum())}")
-    low, high = (int(value) for value in torch.aminmax(index))
-    if low < 0 or high >= n:
-        _fail(op, "batch_index", f"samples from 0 to {n - 1}", f"{low} to {high}")
-    if not bool(torch.isfinite(rates).all()):
+    if index.is_cpu:
+        low, high = (int(value) for value in torch.aminmax(index))
+        if low < 0 or high >= x.shape[0]:
+            _fail(op, "batch_index", f"samples from 0 to {x.shape[0] - 1}", f"{low} to {high}")
+    if rates.is_cpu and not bool(torch.isfinite(rates).all()):
         _fail(op, "rates", "finite numbers", "one that is not")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from catapult_ext import _C
 from catapult_ext.errors import NonFinite
@@ -22,7 +23,7 @@ from catapult_ext.ops._schema import OPS, register_backend
 __all__ = ["VERSIONS", "check", "compiled", "select", "selected", "status"]
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1}  # DType in csrc/core/types.h
-_NON_FINITE, _NOT_CONVERGED = 1, 2  # Status in csrc/cuda/device.cuh
+_NON_FINITE, _NOT_CONVERGED, _NO_SUCH_SAMPLE = 1, 2, 4  # Status in csrc/cuda/device.cuh
 
 #: Implementations of an op, the simplest first: the default. The others have passed every test that needs no GPU.
 VERSIONS: dict[str, tuple[str, ...]] = {
@@ -44,7 +45,7 @@ def compiled() -> bool:
 
 
 def status(device: torch.device) -> Tensor:
-    """Return the status word of a device: int32 [1], 1 non-finite, 2 an eigensolver did not converge.
+    """Return the status word of a device: int32 [1], 1 non-finite, 2 an eigensolver did not converge, 4 no such sample.
 
     The word lives as long as the process, so that graphs may hold its address: the first op on a device must
     not run inside a capture.
@@ -73,6 +74,7 @@ def check(device: torch.device) -> None:
     Waits for the current stream of the device. Does nothing for other devices, whose ops raise by themselves.
 
     Raises:
+        ValueError: an index on the device named no sample.
         NonFinite: a NaN or an infinity was written.
         RuntimeError: an eigensolver did not converge; its residual norms say how far it came.
     """
@@ -85,6 +87,10 @@ def check(device: torch.device) -> None:
     if bits == 0:
         return
     word.zero_()
+    if bits & _NO_SUCH_SAMPLE:
+        raise ValueError(
+            f"chain_sgd_: batch_index: expected samples of x, got one that it has not, on {device}"
+        )
     if bits & _NON_FINITE:
         raise NonFinite(f"catapult_ext: a NaN or an infinity came up in an op on {device}")
     raise RuntimeError(f"topk_eigh: an eigensolver on {device} did not converge; look at the residual norms")
@@ -346,10 +352,55 @@ def _spectral_norm(kernel: Tensor, tol: float) -> Tensor:
 # --- chain_sgd_ ---
 
 
-def _chain_sgd_(*_args: object) -> tuple[Tensor, Tensor]:
-    raise RuntimeError(
-        'chain_sgd_: expected CPU tensors, since it has no CUDA kernel; train with engine="general" there'
-    )
+def _chain_sgd_(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    weight_scale: Sequence[float],
+    bias_scale: Sequence[float],
+    slope: Sequence[float],
+    trains_weight: Sequence[bool],
+    trains_bias: Sequence[bool],
+    x: Tensor,
+    y: Tensor,
+    batch_index: Tensor,
+    batch_sizes: Tensor,
+    rates: Tensor,
+    observed: Tensor,
+    loss_limit: float,
+    tol: float,
+) -> tuple[Tensor, Tensor]:
+    trains_bias = [flag and b.numel() > 0 for flag, b in zip(trains_bias, biases, strict=True)]
+    _checks.chain_sgd(
+        weights, biases, (weight_scale, bias_scale), slope, (trains_weight, trains_bias), x, y, batch_index,
+        batch_sizes, rates, observed,
+    )  # fmt: skip
+    losses, lambda_1 = x.new_empty(rates.shape), x.new_empty(rates.shape)
+    if not rates.numel():
+        return losses, lambda_1
+    device = x.device
+    layers = [
+        (
+            weight.shape[1], weight.shape[0], weight.data_ptr(), weight.stride(0), w_scale,
+            bias.data_ptr() if bias.numel() else 0, b_scale, negative, w_flag, b_flag,
+        )
+        for weight, bias, w_scale, b_scale, negative, w_flag, b_flag in zip(
+            weights, biases, weight_scale, bias_scale, slope, trains_weight, trains_bias, strict=True
+        )
+    ]  # fmt: skip
+    samples = batch_index.to(device, non_blocking=True).contiguous()
+    rates = rates.to(device, non_blocking=True).contiguous()
+    arguments = (
+        _DTYPE_CODES[x.dtype], layers, x.data_ptr(), x.shape[0], *x.stride(), y.data_ptr(), y.stride(0),
+        samples.data_ptr(), rates.data_ptr(), batch_sizes.tolist(), observed.long().tolist(), loss_limit, tol,
+        losses.data_ptr(), lambda_1.data_ptr(), _version("ntk_gram"), _version("spectral_norm"),
+    )  # fmt: skip
+    index, stream = _stream(device)
+    workspace = _workspace(_native.cuda_chain_sgd_workspace(index, *arguments), device)
+    word = status(device)
+    _native.cuda_chain_sgd(index, stream, word.data_ptr(), workspace.data_ptr(), *arguments)
+    flags = zip((*weights, *biases), (*trains_weight, *trains_bias), strict=True)
+    increment_version([tensor for tensor, trained in flags if trained])
+    return losses, lambda_1
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {

@@ -8,13 +8,15 @@ is compared with a general pass before it is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from catapult_ext import ops
 from catapult_ext.errors import NonFinite, UnsupportedModule
@@ -77,8 +79,10 @@ def _refusal(job: Job) -> str | None:
         return "every step uses the whole training set"
     if algorithm.optimizer([nn.Parameter(torch.zeros(1))]) is not None:
         return f"{algorithm} takes no plain steps"
-    if not train.x.is_cpu:
+    if not (train.x.is_cpu or train.x.is_cuda):
         return f"the model is on {train.x.device}"
+    if train.x.is_cuda and not ops.cuda.compiled():
+        return "this catapult_ext was built without CUDA"
     if train.y.shape[1] != 1:
         return f"the network has {train.y.shape[1]} outputs"
     for recorder in job.recorders:
@@ -112,6 +116,95 @@ class _Link:
         )
 
 
+class _Stretch(NamedTuple):
+    """What decides the launches of a stretch of steps."""
+
+    sizes: tuple[int, ...]  # samples of each batch
+    observed: tuple[bool, ...]
+    loss_limit: float
+
+    def make_(
+        self, layers: list[ops.ChainLayer], x: Tensor, y: Tensor, index: Tensor, rates: Tensor
+    ) -> Tensor:
+        """Make the steps: losses and lambda_1 [2, steps], where x is."""
+        found = ops.chain_sgd_(
+            layers, x.flatten(1), y, index, torch.tensor(self.sizes), rates, observed=torch.tensor(self.observed),
+            loss_limit=self.loss_limit,
+        )  # fmt: skip
+        return torch.stack(found)
+
+    def read(self, found: Tensor) -> Tensor:
+        """What `make_` returned, on the host.
+
+        Raises:
+            NonFinite: the device has noted a value that is not finite, and not because of these steps.
+        """
+        read = found.cpu()  # [2, steps]
+        try:
+            ops.cuda.check(found.device)
+        except NonFinite:
+            made = int((read[0] <= self.loss_limit).sum())
+            if made == read.shape[1] or not read[0, made].isnan():
+                raise
+        return read
+
+
+class _Graphs:
+    """Stretches on a GPU, captured: one that comes again in the same form is one launch of a CUDA graph.
+
+    Args:
+        x: the samples of the run [n, ...].
+        y: targets [n, 1].
+    """
+
+    #: Forms that are kept. A run alternates between few: whole epochs, and what is left before a look at the network.
+    KEPT = 4
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._x, self._y = x, y
+        self._captured: dict[Any, tuple[Any, Tensor, Tensor, Tensor] | None] = {}  # None: seen once
+
+    def run(
+        self, layers: list[ops.ChainLayer], stretch: _Stretch, index: Tensor, rates: Tensor
+    ) -> Tensor | None:
+        """What `_Stretch.make_` returns, or None where the form was not seen before: nothing was done then.
+
+        The result is overwritten by the next run of this form.
+        """
+        key = (
+            stretch, ops.cuda.selected("ntk_gram"), ops.cuda.selected("spectral_norm"),
+            *((w.data_ptr(), b is not None and b.data_ptr(), *rest) for w, b, *rest in layers),
+        )  # fmt: skip
+        known = key in self._captured
+        captured = self._captured.pop(key, None)
+        if known and captured is None:
+            captured = self._capture(layers, stretch, index, rates)
+        self._captured[key] = captured  # the last one is the one used last
+        if len(self._captured) > self.KEPT:
+            del self._captured[next(iter(self._captured))]
+        if captured is None:
+            return None
+        graph, index_of_graph, rates_of_graph, found = captured
+        index_of_graph.copy_(index)
+        rates_of_graph.copy_(rates)
+        graph.replay()
+        increment_version(
+            [w for w, *_, trains, _ in layers if trains]
+            + [b for _, b, *_, trains in layers if trains and b is not None]
+        )
+        return found
+
+    def _capture(
+        self, layers: list[ops.ChainLayer], stretch: _Stretch, index: Tensor, rates: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """The graph, where it reads indices and rates, and where it leaves its results."""
+        index, rates = index.clone(), rates.to(index.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = stretch.make_(layers, self._x, self._y, index, rates)
+        return graph, index, rates, found
+
+
 class Chain:
     """A network whose SGD steps are made by `ops.chain_sgd_`.
 
@@ -129,6 +222,7 @@ class Chain:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch: int) -> None:
         self._model, self._x, self._y, self._batch = model, x, y, batch
         self._calls = 0
+        self._graphs = _Graphs(x, y)
         self._links = _links(model, x[: min(batch, len(x))])
         self.weights = sum(link.weight.numel() for link in self._links)
         with torch.no_grad():
@@ -158,17 +252,15 @@ class Chain:
         self._calls += 1
         if self._calls > 1 and self._calls & (self._calls - 1) == 0:
             self._certify()
-        sizes = torch.tensor([len(batch) for batch in batches])  # [steps]
-        losses, lambda_1 = ops.chain_sgd_(
-            [link.layer() for link in self._links],
-            self._x.flatten(1),
-            self._y,
-            torch.cat(list(batches)),
-            sizes,
-            torch.tensor(rates, dtype=torch.float64),
-            observed=torch.tensor(observed),
-            loss_limit=loss_limit,
-        )
+        stretch = _Stretch(tuple(len(batch) for batch in batches), tuple(observed), loss_limit)
+        index = torch.cat(list(batches))  # samples of all steps
+        rate = torch.tensor(rates, dtype=torch.float64)  # [steps]
+        layers = [link.layer() for link in self._links]
+        found = self._graphs.run(layers, stretch, index, rate) if index.is_cuda else None
+        if found is None:
+            found = stretch.make_(layers, self._x, self._y, index, rate)
+        losses, lambda_1 = stretch.read(found)
+        sizes = torch.tensor(stretch.sizes)  # [steps]
         critical_lr = (sizes / lambda_1.double().clamp_min(0.0)).to(
             lambda_1.dtype
         )  # as Observation rounds it
@@ -181,8 +273,8 @@ class Chain:
         for _ in range(_DRAWS):
             rows = torch.randint(len(self._x), (min(self._batch, len(self._x)),), generator=generator)
             x, y = self._x[rows], self._y[rows]
-            x = x * (1 + 0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
-            y = y + torch.randn(y.shape, generator=generator, dtype=y.dtype)
+            x = x * (1 + 0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
+            y = y + torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
             try:
                 problem = self._difference(x, y)
             except NonFinite:
@@ -210,16 +302,15 @@ class Chain:
         size = _norm(parameter for parameter, _ in before.values())
         slope = _norm(gradients.values())
         rate = size / slope if slope > 0 else 1.0
-        losses, lambda_1 = ops.chain_sgd_(
-            layers, x.flatten(1), y, torch.arange(len(x)), torch.tensor([len(x)]),
-            torch.tensor([rate], dtype=torch.float64),
-        )  # fmt: skip
+        one = _Stretch((len(x),), (True,), math.inf)
+        step = torch.tensor([rate], dtype=torch.float64)
+        losses, lambda_1 = one.read(one.make_(layers, x, y, torch.arange(len(x)), step))
         tolerance = relative_tolerance(x.dtype)
         for name, found, expected in (
             ("loss", losses[0], seen.loss),
             ("lambda_1", lambda_1[0], seen.spectral_norm),
         ):
-            if not float((found - expected).abs()) <= tolerance * float(expected.abs()):
+            if not abs(float(found) - float(expected)) <= tolerance * abs(float(expected)):
                 return f"{name} {found:.6g} instead of {expected:.6g}"
         for name, (parameter, moved) in before.items():
             step = -rate * gradients[name] if name in gradients else torch.zeros_like(parameter)

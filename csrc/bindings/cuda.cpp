@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "core/check.h"
 #include "cuda/ops.h"
 
 namespace py = pybind11;
@@ -43,6 +44,56 @@ GramCall gram(int dtype, bool symmetric, int64_t n, int64_t m, int64_t c, const 
                   kernel_stride,
                   accumulate,
                   version};
+  return call;
+}
+
+// in, out, weight, its stride, weight scale, bias or 0, bias scale, slope, whether weight and bias are
+// trained.
+using Link = std::tuple<int64_t, int64_t, Address, int64_t, double, Address, double, double, bool, bool>;
+
+// As GramCall.
+struct ChainCall {
+  std::vector<ChainLayer> layers;
+  std::vector<int64_t> batch_sizes, observed;
+  cuda::ChainSteps problem;
+};
+
+ChainCall chain(int dtype, const std::vector<Link>& links, Address x, int64_t n, int64_t x_stride,
+                int64_t x_column_stride, Address y, int64_t y_stride, Address batch_index, Address rates,
+                const std::vector<int64_t>& batch_sizes, const std::vector<int64_t>& observed,
+                double loss_limit, double tol, Address losses, Address lambda_1, int gram_version,
+                int norm_version) {
+  CATAPULT_CHECK(!links.empty() && batch_sizes.size() == observed.size(),
+                 "_C.cuda_chain_sgd: expected layers, and a flag for each batch size, got "
+                     << links.size() << " layers, " << observed.size() << " flags and " << batch_sizes.size()
+                     << " sizes");
+  ChainCall call;
+  for (const auto& [in, out, weight, stride, weight_scale, bias, bias_scale, slope, trains_weight,
+                    trains_bias] : links)
+    call.layers.push_back({in, out, pointer(weight), stride, weight_scale, pointer(bias), bias_scale,
+                           trains_weight, trains_bias, slope});
+  call.batch_sizes = batch_sizes;
+  call.observed = observed;
+  call.problem = {static_cast<DType>(dtype),
+                  call.layers.data(),
+                  static_cast<int64_t>(call.layers.size()),
+                  pointer(x),
+                  n,
+                  x_stride,
+                  x_column_stride,
+                  pointer(y),
+                  y_stride,
+                  static_cast<const int64_t*>(pointer(batch_index)),
+                  static_cast<const double*>(pointer(rates)),
+                  call.batch_sizes.data(),
+                  call.observed.data(),
+                  static_cast<int64_t>(call.batch_sizes.size()),
+                  loss_limit,
+                  tol,
+                  pointer(losses),
+                  pointer(lambda_1),
+                  gram_version,
+                  norm_version};
   return call;
 }
 
@@ -96,6 +147,19 @@ void bind_op(py::module_& module, const char* name, int64_t (*workspace_bytes)(c
              [=](int device, Address stream, Address status, Address workspace, Fields... fields) {
                py::gil_scoped_release release;
                launch(make(fields...), context(device, stream, status, workspace));
+             });
+}
+
+// The same of ChainSteps, whose workspace depends on the device.
+template <typename... Fields>
+void bind_chain(py::module_& module, ChainCall (*make)(Fields...)) {
+  module.def("cuda_chain_sgd_workspace", [=](int device, Fields... fields) {
+    return cuda::chain_sgd_workspace_bytes(make(fields...).problem, device);
+  });
+  module.def("cuda_chain_sgd",
+             [=](int device, Address stream, Address status, Address workspace, Fields... fields) {
+               py::gil_scoped_release release;
+               cuda::launch_chain_sgd(make(fields...).problem, context(device, stream, status, workspace));
              });
 }
 
@@ -241,6 +305,7 @@ void bind_cuda(py::module_& module) {
                                            kernel_batch_stride, kernel_stride, tol, pointer(values), version},
                                           context(device, stream, status, workspace));
              });
+  bind_chain(module, &chain);
 }
 
 }  // namespace catapult::bindings

@@ -12,7 +12,7 @@ namespace catapult::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 // Bits of the status word of a device; set by kernels, read by the host when it reads a value.
-enum Status : int { kNonFinite = 1, kNotConverged = 2 };
+enum Status : int { kNonFinite = 1, kNotConverged = 2, kNoSuchSample = 4 };
 
 #if !defined(CATAPULT_CUDA_EMULATOR)
 __device__ inline void* shared_memory() {

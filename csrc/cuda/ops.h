@@ -1,13 +1,14 @@
 // Launchers of every op. They enqueue on the given stream and return: no allocation, no
 // synchronisation. Workspaces come from the caller, sized by the *_workspace_bytes functions and
 // aligned to 8 bytes. `status` is one int32 on the device to which kernels add bits (device.cuh):
-// 1 a NaN or an infinity was written, 2 an eigensolver did not converge. Letters as in core/types.h.
-// `version` chooses among the implementations of an op: 0 the simplest, the others are named in
+// 1 a NaN or an infinity was written, 2 an eigensolver did not converge, 4 no such sample. Letters as in
+// core/types.h. `version` chooses among the implementations of an op: 0 the simplest, the others are named in
 // catapult_ext/ops/cuda.py (VERSIONS) in the same order.
 #pragma once
 
 #include <cstdint>
 
+#include "core/chain_sgd.h"
 #include "core/types.h"
 
 namespace catapult::cuda {
@@ -140,5 +141,30 @@ struct Norm {
 };
 int64_t spectral_norm_workspace_bytes(const Norm& problem, int device);
 void launch_spectral_norm(const Norm& problem, const Context& context);
+
+// Steps of core/chain_sgd.h, every one of them enqueued. A step that is not made, and those behind it, leave
+// the parameters as they are.
+struct ChainSteps {
+  DType dtype;
+  const ChainLayer* layers;  // the last one has one output; parameters on the device
+  int64_t num_layers;
+  const void* x;  // [n, in of the first layer]
+  int64_t n, x_stride, x_column_stride;
+  const void* y;  // [n]
+  int64_t y_stride;
+  const int64_t* batch_index;  // on the device: samples of all batches, one batch after the other
+  const double* rates;         // on the device [steps]
+  // On the host, since they decide what is launched.
+  const int64_t* batch_sizes;  // [steps], each >= 1
+  const int64_t* observed;     // [steps]: whether the kernel of this batch is asked for
+  int64_t steps;
+  double loss_limit;  // a step whose loss exceeds it is not made
+  double tol;         // relative error bound of lambda_1
+  void* losses;       // [steps] before each update
+  void* lambda_1;     // [steps] of the kernel of the batch before each update, NaN where not observed
+  int gram_version, norm_version;  // of ntk_gram and spectral_norm
+};
+int64_t chain_sgd_workspace_bytes(const ChainSteps& problem, int device);
+void launch_chain_sgd(const ChainSteps& problem, const Context& context);
 
 }  // namespace catapult::cuda

@@ -2,97 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
+from chain_reference import assert_steps_match, brute_force_, chain, moved, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catapult_ext import _C, ops
 from catapult_ext.ops import ChainLayer
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-
-def chain(sizes, dtype, seed=0, *, slopes=None, biases=True, fixed=()):
-    """Layers with NTK-like scales; every second one has a bias, and those in `fixed` are not trained."""
-    generator = torch.Generator().manual_seed(seed)
-    make = lambda *size: torch.randn(*size, dtype=torch.float64, generator=generator).to(dtype)  # noqa: E731
-    layers = []
-    for number, (width, out) in enumerate(itertools.pairwise(sizes)):
-        bias = make(out) if biases and number % 2 == 0 else None
-        slope = 0.0 if slopes is None else slopes[number % len(slopes)]
-        trained = number not in fixed
-        layers.append(ChainLayer(make(out, width), bias, width**-0.5, 0.3, slope, trained, trained))
-    return layers
-
-
-def problem(n, d, batches, dtype, seed=1):
-    """x, y, indices, sizes, rates."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, dtype=torch.float64, generator=generator).to(dtype)
-    y = torch.randn(n, 1, dtype=torch.float64, generator=generator).to(dtype)
-    index = torch.randint(n, (sum(batches),), generator=generator)
-    rates = torch.rand(len(batches), dtype=torch.float64, generator=generator) * 0.2
-    return x, y, index, torch.tensor(batches, dtype=torch.int64), rates
-
-
-def doubled(layers):
-    return [
-        layer._replace(
-            weight=layer.weight.double().clone(),
-            bias=None if layer.bias is None else layer.bias.double().clone(),
-        )
-        for layer in layers
-    ]
-
-
-def brute_force_(layers, x, y, rate):
-    """One step by autograd in float64: loss, lambda_1 of the explicit Jacobian, parameters changed in place."""
-    trained = [
-        tensor.requires_grad_()
-        for layer in layers
-        for tensor, flag in ((layer.weight, layer.trains_weight), (layer.bias, layer.trains_bias))
-        if flag and tensor is not None
-    ]
-    h = x
-    for number, layer in enumerate(layers):
-        h = layer.weight_scale * h @ layer.weight.T
-        if layer.bias is not None:
-            h = h + layer.bias_scale * layer.bias
-        if number + 1 < len(layers):
-            h = torch.nn.functional.leaky_relu(h, layer.slope) if layer.slope else torch.relu(h)
-    rows = [torch.autograd.grad(value, trained, retain_graph=True) for value in h.flatten()]
-    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])  # [b, p]
-    loss = (h - y.view(-1, 1)).square().mean()
-    gradients = torch.autograd.grad(loss, trained)
-    with torch.no_grad():
-        for tensor, gradient in zip(trained, gradients, strict=True):
-            tensor.requires_grad_(False).sub_(gradient, alpha=rate)
-    return loss.item(), torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1].item()
-
-
-def assert_steps_match(layers, data, dtype):
-    """Each step from equal state: one call per step here, all of them in one call below."""
-    x, y, index, sizes, rates = data
-    for step, batch in enumerate(index.split(sizes.tolist())):
-        exact = doubled(layers)
-        loss, norm = brute_force_(exact, x[batch].double(), y[batch].double(), float(rates[step]))
-        with torch.no_grad():
-            losses, lambda_1 = ops.chain_sgd_(
-                layers, x, y, batch, sizes[step : step + 1], rates[step : step + 1]
-            )
-        bound = TOLERANCE[dtype]
-        assert losses.shape == lambda_1.shape == (1,)
-        assert losses.dtype == lambda_1.dtype == dtype
-        assert abs(losses.item() - loss) <= bound * loss
-        assert abs(lambda_1.item() - norm) <= bound * norm
-        for layer, expected in zip(layers, exact, strict=True):
-            for got, wanted in ((layer.weight, expected.weight), (layer.bias, expected.bias)):
-                if got is not None:
-                    assert float((got - wanted).norm()) <= bound * float(wanted.norm())
 
 
 # Every rest of the micro tiles (5 x 5, 4 x 3, 3 x 3), of 8 rows of an update and of the vectors; one layer; widths
@@ -112,7 +31,8 @@ def assert_steps_match(layers, data, dtype):
 )
 def test_matches_autograd(simd, sizes, batches, dtype):
     layers = chain(sizes, dtype, slopes=(0.0, 1.0, 0.2))
-    assert_steps_match(layers, problem(40, sizes[0], batches, dtype), dtype)
+    step_ = lambda layers, data: ops.chain_sgd_(layers, *data)  # noqa: E731
+    assert_steps_match(step_, layers, problem(40, sizes[0], batches, dtype))
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,7 +53,7 @@ def test_any_chain(widths, d, batch, slope, biases, fixed, level, seed):
     layers = chain(sizes, torch.float64, seed, slopes=(slope,), biases=biases, fixed=fixed)
     kept = [layer.weight.clone() for layer in layers]
     x, y, index, sizes, rates = problem(50, d, [batch], torch.float64, seed)
-    exact = doubled(layers)
+    exact = moved(layers)
     loss, norm = brute_force_(exact, x[index], y[index], float(rates[0]))
     with torch.no_grad():
         losses, lambda_1 = ops.chain_sgd_(layers, x, y, index, sizes, rates)
@@ -330,9 +250,3 @@ def test_layers_that_do_not_fit_are_refused():
     tied = [ChainLayer(square), ChainLayer(square), ChainLayer(torch.randn(1, 3))]
     with torch.no_grad(), pytest.raises(ValueError, match="weights: expected different tensors"):
         ops.chain_sgd_(tied, *data)
-
-
-def test_cuda_tensors_are_refused_by_name():
-    kernel = ops.cuda.IMPLEMENTATIONS["chain_sgd_"]
-    with pytest.raises(RuntimeError, match=r"chain_sgd_: expected CPU tensors.*general"):
-        kernel()

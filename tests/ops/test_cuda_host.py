@@ -14,10 +14,12 @@ from pathlib import Path
 import cuda_cases
 import pytest
 import torch
+from chain_reference import chain, chain_arguments, moved, problem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import catapult_ext as cx
+from catapult_ext import ops
 from catapult_ext.ops import cuda
 
 CPU = torch.device("cpu")
@@ -236,6 +238,150 @@ def test_non_finite_values_are_noted_and_raised_once_on_reading(call):
         cuda.check(CPU)
 
 
+@dtypes
+@pytest.mark.parametrize("case", cuda_cases.CHAINS, ids=str)
+def test_chain(call, dtype, case):
+    cuda_cases.check_chain(call, "cpu", dtype, case)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    widths=st.lists(st.integers(1, 40), min_size=0, max_size=3),
+    d=st.integers(1, 40),
+    batches=st.lists(st.integers(1, 20), min_size=1, max_size=2),
+    slope=st.sampled_from([0.0, 0.1, 1.0]),
+    fixed=st.sets(st.integers(0, 2), max_size=2),
+)
+def test_any_chain(call, widths, d, batches, slope, fixed):
+    fixed = tuple(number for number in fixed if number < len(widths))  # the last one is trained
+    cuda_cases.check_chain(call, "cpu", torch.float64, ((d, *widths, 1), batches, (slope,), fixed))
+
+
+def chain_on_both(call, layers, data, **options):
+    """Losses, lambda_1 and weights by the CPU's op and by the emulated one."""
+    found = []
+    for op in (ops.cpu.chain_sgd_, lambda *a: call("chain_sgd_", *a)):
+        copies = moved(layers)
+        with torch.no_grad():
+            results = op(*chain_arguments(copies, data, **options))
+        found.append([*results, *(layer.weight for layer in copies), copies[0].bias])
+    for expected, got in zip(*found, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12, equal_nan=True)
+    return found[1]
+
+
+def test_a_chain_in_one_call_has_the_bits_of_one_call_per_step(call):
+    x, y, index, sizes, rates = problem(30, 12, [5, 5, 1, 9, 3], torch.float32)
+    whole, steps = chain((12, 19, 8, 1), torch.float32), chain((12, 19, 8, 1), torch.float32)
+    observed = torch.tensor([True, False, True, True, False])
+    losses, lambda_1 = call("chain_sgd_", *chain_arguments(whole, (x, y, index, sizes, rates), observed))
+    assert lambda_1.isnan().tolist() == [False, True, False, False, True]
+    for s, batch in enumerate(index.split(sizes.tolist())):
+        now = slice(s, s + 1)
+        found = call(
+            "chain_sgd_", *chain_arguments(steps, (x, y, batch, sizes[now], rates[now]), observed[now])
+        )
+        assert torch.equal(found[0], losses[now])
+        torch.testing.assert_close(found[1], lambda_1[now], rtol=0, atol=0, equal_nan=True)
+    for one, other in zip(whole, steps, strict=True):
+        assert torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_chain_ends_before_a_loss_above_the_limit(call, steps):
+    data = problem(20, 6, [4] * 4, torch.float64)
+    layers = chain((6, 5, 1), torch.float64)
+    losses = chain_on_both(call, layers, data)[0]
+    limit = float(losses[steps - 1]) * (1 - 1e-9)
+    losses, lambda_1, *_ = chain_on_both(call, layers, data, loss_limit=limit)
+    ended = int((losses > limit).nonzero()[0])
+    assert losses[ended + 1 :].isnan().all()
+    assert lambda_1.isfinite().tolist() == [s <= ended for s in range(4)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_chain_ends_before_what_is_not_finite_and_notes_it(call, bad):
+    x, y, _, sizes, rates = problem(20, 6, [4, 6, 4], torch.float64)
+    y[9] = bad
+    with pytest.raises(cx.NonFinite):
+        chain_on_both(call, chain((6, 5, 1), torch.float64), (x, y, torch.arange(14), sizes, rates))
+    layers, twin = chain((6, 5, 1), torch.float64), chain((6, 5, 1), torch.float64)
+    losses, _ = cuda.IMPLEMENTATIONS["chain_sgd_"](
+        *chain_arguments(layers, (x, y, torch.arange(14), sizes, rates))
+    )
+    assert losses.isfinite().tolist() == [True, False, False]
+    assert int(cuda.status(CPU)) == 1
+    cuda.status(CPU).zero_()
+    call("chain_sgd_", *chain_arguments(twin, (x, y, torch.arange(4), sizes[:1], rates[:1])))
+    assert torch.equal(layers[0].weight, twin[0].weight)
+
+
+def test_a_chain_that_is_stopped_notes_nothing_of_the_steps_behind(call):
+    x, y, _, sizes, rates = problem(20, 6, [4, 6, 4], torch.float64)
+    y[9] = torch.nan
+    data = (x, y, torch.arange(14), sizes, rates)
+    losses, *_ = chain_on_both(call, chain((6, 5, 1), torch.float64), data, loss_limit=0.0)
+    assert losses.isfinite().tolist() == [True, False, False]
+
+
+def test_a_chain_ends_before_a_kernel_that_overflows(call):
+    layers = [ops.ChainLayer(torch.full((1, 3), 1.0))]
+    x, y = torch.tensor([[1e25, -1e25, 1.0], [1.0, 2.0, 3.0]]), torch.zeros(2)
+    one, rate = torch.tensor([1]), torch.tensor([1e-3], dtype=torch.float64)
+    losses, lambda_1 = cuda.IMPLEMENTATIONS["chain_sgd_"](
+        *chain_arguments(layers, (x, y, one * 0, one, rate))
+    )
+    assert losses.isnan().all()
+    assert lambda_1.isnan().all()
+    assert torch.equal(layers[0].weight, torch.full((1, 3), 1.0))
+    with pytest.raises(cx.NonFinite):
+        cuda.check(CPU)
+    assert call("chain_sgd_", *chain_arguments(layers, (x, y, one, one, rate)))[0].item() == 36.0
+
+
+def test_a_chain_of_dead_units_stays(call):
+    layers = chain((4, 6, 1), torch.float64, biases=False)
+    layers[0].weight.copy_(-layers[0].weight.abs())
+    x, *rest = problem(8, 4, [3], torch.float64)
+    _, lambda_1, *weights = chain_on_both(call, layers, (x.abs(), *rest))
+    assert lambda_1.item() == 0.0
+    assert torch.equal(weights[0], layers[0].weight)
+
+
+def test_a_chain_reads_and_writes_views_with_gaps(call):
+    storage = torch.full((9, 40), torch.nan, dtype=torch.float64)
+    layers, twin = chain((12, 9, 1), torch.float64), chain((12, 9, 1), torch.float64)
+    storage[:, 7:19] = layers[0].weight
+    layers[0] = layers[0]._replace(weight=storage[:, 7:19])
+    x, y, *steps = problem(30, 12, [5, 6], torch.float64)
+    wide = torch.full((30, 50), torch.nan, dtype=torch.float64)
+    wide[:, ::4][:, :12] = x
+    targets = torch.full((30, 3), torch.nan, dtype=torch.float64)
+    targets[:, 1] = y[:, 0]
+    before = layers[0].weight._version, layers[1].weight._version
+    one = call("chain_sgd_", *chain_arguments(layers, (wide[:, ::4][:, :12], targets[:, 1], *steps)))
+    two = call("chain_sgd_", *chain_arguments(twin, (x, y, *steps)))
+    assert all(torch.equal(left, right) for left, right in zip(one, two, strict=True))
+    assert torch.equal(storage[:, 7:19], twin[0].weight)
+    assert storage[:, :7].isnan().all()
+    assert storage[:, 19:].isnan().all()
+    assert layers[0].weight._version > before[0]
+    assert layers[1].weight._version > before[1]
+
+
+def test_a_sample_that_is_not_there_ends_a_chain_and_is_named(call, monkeypatch):
+    layers = chain((6, 5, 1), torch.float64)
+    x, y, index, sizes, rates = problem(20, 6, [4, 4], torch.float64)
+    monkeypatch.setattr(cuda._checks, "chain_sgd", lambda *_: None)  # as for indices that are on a GPU
+    for wrong in (20, -1):
+        index[5] = wrong
+        losses, _ = cuda.IMPLEMENTATIONS["chain_sgd_"](*chain_arguments(layers, (x, y, index, sizes, rates)))
+        assert losses.isfinite().tolist() == [True, False]
+        with pytest.raises(ValueError, match="batch_index: expected samples of x"):
+            cuda.check(CPU)
+
+
 def test_missing_convergence_is_noted(call):
     cuda.status(CPU).fill_(2)
     with pytest.raises(RuntimeError, match="did not converge"):
@@ -251,6 +397,9 @@ def test_nothing_to_do_launches_nothing(call, dtype):
     call("ntk_gram_", kernel, [empty], [empty], [1.0], [0.0], False)
     call("jacobian_accumulate_.tile", kernel, None, empty, None)
     call("agop_reduce_", torch.empty(0, 0, dtype=dtype), torch.empty(7, 0, dtype=dtype), 1.0)
+    none = torch.empty(0, dtype=torch.int64)
+    data = (torch.ones(2, 3, dtype=dtype), torch.ones(2, dtype=dtype), none, none, none.double())
+    assert call("chain_sgd_", *chain_arguments(chain((3, 1), dtype), data))[0].shape == (0,)
     assert call("topk_eigh", torch.empty(3, 0, 0, dtype=dtype), 0, None, 1e-6)[1].shape == (3, 0, 0)
     assert call("topk_eigh", torch.eye(4, dtype=dtype), 0, None, 1e-6)[1].shape == (4, 0)
     assert call("spectral_norm", torch.empty(2, 0, 0, dtype=dtype), 1e-6).tolist() == [0.0, 0.0]
