@@ -30,7 +30,7 @@ class LossGradient:
         self._state = state
         self._swept = swept
         self._uses = uses
-        self._residual = residual
+        self.residual = residual  # [n, c]
         self._scale = 2.0 / residual.numel()  # d loss / d f = scale * residual; rides along in the factors
 
     def __contains__(self, i: int) -> bool:
@@ -43,11 +43,29 @@ class LossGradient:
             total: Tensor | None = None
             for use, factor, data in self._uses[i]:
                 data.check_unchanged()
-                part = data.site.rule.gradient(data, use, factor * self._scale, self._residual, parameter)
+                part = data.site.rule.gradient(data, use, factor * self._scale, self.residual, parameter)
                 total = part if total is None else total + part
             assert total is not None
             self._swept[i] = total
         return self._swept[i]
+
+    def pull_back(self, u: Tensor) -> Tensor | None:
+        """J^T u [p] for u [n, c], or None where a parameter's share is left with the residual in it alone."""
+        parts: list[Tensor] = []
+        for i, parameter in enumerate(self._state.parameters):
+            entries = self._uses.get(i)
+            if entries is None:
+                if i in self._swept:
+                    return None
+                parts.append(torch.zeros_like(parameter).flatten())
+                continue
+            total: Tensor | None = None
+            for use, factor, data in entries:
+                data.check_unchanged()
+                part = data.site.rule.gradient(data, use, factor, u, parameter)
+                total = part if total is None else total + part
+            parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
+        return torch.cat(parts)
 
     def step_(self, rate: float) -> None:
         """Parameter -= rate gradient for every parameter."""
@@ -78,7 +96,7 @@ class LossGradient:
             features = data.features
             if isinstance(features, Tensor) and features.untyped_storage().data_ptr() in storages:
                 return None  # a layer that is fed with a parameter itself
-            factors = data.site.rule.rank_factors(data, use, self._residual, self._state.parameters[i])
+            factors = data.site.rule.rank_factors(data, use, self.residual, self._state.parameters[i])
             if factors is None:
                 return None
             updates.append((self._state.parameters[i], *factors, factor * scale))
