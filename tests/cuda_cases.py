@@ -309,5 +309,8 @@ def every_op(device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, tuple[
         "spectral_norm": ([], (batch @ batch.mT, 1e-6)),
         "agop_reduce_": ([agop], (agop, a[0], 0.1)),
         "agop_inner": ([], (a[0], a[0].flip(0))),
-        "chain_sgd_": ([link.weight for link in links], chain_arguments(links, steps)),
+        "chain_sgd_": (
+            [p for link in links for p in (link.weight, link.bias) if p is not None],
+            chain_arguments(links, steps),
+        ),
     }

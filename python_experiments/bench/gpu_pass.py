@@ -33,7 +33,7 @@ class GpuCase:
     shapes: dict[str, int]
     dtype: torch.dtype
     implementations: dict[str, Callable[[], object]]
-    error: Callable[[object], float] | None = None
+    error: Callable[[object], float | None] | None = None
     flop: float | None = None
     capture: bool = True
     tags: dict[str, str] = field(default_factory=dict)
@@ -226,6 +226,45 @@ def _step_case() -> GpuCase:
     )  # fmt: skip
 
 
+def _chain_case(batch: int, steps: int = 64) -> GpuCase:
+    """Rates of zero, so that every step of every repeat starts from the same parameters."""
+    torch.manual_seed(0)
+    model = cx.models.FCN(100, 1024, 2).cuda()
+    x, y = torch.randn(2000, 100, device="cuda"), torch.randn(2000, 1, device="cuda")
+    index = torch.randint(2000, (steps * batch,), device="cuda")
+    sizes = torch.full((steps,), batch)
+    rates = torch.zeros(steps, dtype=torch.float64, device="cuda")
+    batches = [(x[i], y[i]) for i in index.split(batch)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    first, last = (p.detach().clone() for p in model.parameters())
+    layers = [ops.ChainLayer(first, None, 100**-0.5), ops.ChainLayer(last, None, 1024**-0.5)]
+
+    def plain() -> None:
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            (model(inputs) - targets).square().mean().backward()
+            optimizer.step()
+
+    def ours() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return ops.chain_sgd_(layers, x, y, index, sizes, rates)
+
+    def error(result: object) -> float | None:
+        if result is None:
+            return None  # the plain steps have nothing to show
+        exact = ops.chain_sgd_(
+            [layer._replace(weight=layer.weight.double().cpu()) for layer in layers],
+            x.double().cpu(), y.double().cpu(), index.cpu(), sizes, rates.cpu(),
+        )  # fmt: skip
+        pairs = zip(result, exact, strict=True)  # type: ignore[call-overload]
+        return max(float((got.double().cpu() / wanted - 1).abs().max()) for got, wanted in pairs)
+
+    return GpuCase(
+        "gpu_chain_sgd", {"batch": batch, "steps": steps, "width": 1024, "d": 100}, torch.float32,
+        {"torch": plain, "catapult_ext": ours}, error,
+    )  # fmt: skip
+
+
 def _ceiling_cases() -> Iterator[GpuCase]:
     """What the chip gives: a copy of 1 GB (bytes read and written) and a float32 product."""
     source = torch.randn(2**28, device="cuda")
@@ -257,6 +296,8 @@ def _cases() -> Iterator[tuple[str, Callable[[], GpuCase]]]:
     for batch, n in ((2000, 5), (500, 20), (500, 100)):
         yield f"norm {n}", lambda batch=batch, n=n: _norm_case(batch, n)
     yield "agop", lambda: _agop_case(5000, 3072)
+    for batch in (5, 32):
+        yield f"chain {batch}", lambda batch=batch: _chain_case(batch)
     yield "step", _step_case
 
 

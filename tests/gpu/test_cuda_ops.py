@@ -5,6 +5,7 @@ from __future__ import annotations
 import cuda_cases
 import pytest
 import torch
+from chain_reference import chain, chain_arguments, moved, problem
 
 import catapult_ext as cx
 from catapult_ext.ops import cuda
@@ -150,6 +151,53 @@ def test_norms(device, dtype, n):
 def test_many_small_norms(device):
     x = torch.randn(500, 100, 120, dtype=torch.float64)
     cuda_cases.check_norm(call, device, torch.float32, x @ x.mT)
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "case",
+    [*cuda_cases.CHAINS, ((100, 530, 270, 1), [5, 40, 129], (0.0,), ()), ((9, 40, 1), [500], (0.2,), ())],
+    ids=str,
+)
+def test_chain(device, dtype, case):
+    cuda_cases.check_chain(call, device, dtype, case)
+
+
+def test_a_captured_chain_replays_with_other_batches_and_rates(device):
+    x, y, index, sizes, rates = problem(40, 6, [5, 5, 3], torch.float32)
+    data = [x.to(device), y.to(device), index.to(device), sizes, rates.to(device)]
+    layers, twin = (moved(chain((6, 9, 4, 1), torch.float32), device=device) for _ in range(2))
+    run("chain_sgd_", *chain_arguments(layers, data))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        losses, lambda_1 = run("chain_sgd_", *chain_arguments(layers, data))
+    for start in (layers, twin):
+        for link, fresh in zip(start, chain((6, 9, 4, 1), torch.float32), strict=True):
+            link.weight.copy_(fresh.weight)
+            if link.bias is not None:
+                link.bias.copy_(fresh.bias)
+    for seed in (2, 3):
+        _, _, other, _, faster = problem(40, 6, [5, 5, 3], torch.float32, seed)
+        data[2].copy_(other)
+        data[4].copy_(faster)
+        graph.replay()
+        expected = call(
+            "chain_sgd_", *chain_arguments(twin, (x.to(device), y.to(device), other, sizes, faster))
+        )
+        assert torch.equal(losses, expected[0])
+        assert torch.equal(lambda_1, expected[1])
+        assert all(torch.equal(a.weight, b.weight) for a, b in zip(layers, twin, strict=True))
+
+
+def test_a_sample_that_is_not_there_ends_a_chain_and_is_named(device):
+    x, y, index, sizes, rates = problem(20, 6, [4, 4], torch.float32)
+    layers = moved(chain((6, 5, 1), torch.float32), device=device)
+    index[5] = 20
+    data = (x.to(device), y.to(device), index.to(device), sizes, rates)
+    losses, _ = run("chain_sgd_", *chain_arguments(layers, data))
+    with pytest.raises(ValueError, match="batch_index: expected samples of x"):
+        cuda.check(torch.device(device))
+    assert losses.isfinite().tolist() == [True, False]
 
 
 def test_non_finite_values_raise_when_read(device):

@@ -16,7 +16,7 @@ from training_reference import Recipe, flat
 
 import catapult_ext as cx
 from catapult_ext.data import Dataset
-from catapult_ext.training import loop
+from catapult_ext.training import chain, loop
 from catapult_ext.training.chain import SMALL_STEP, Chain, NotAChain
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -378,3 +378,72 @@ def test_a_schedule_that_measures_where_it_said_it_would_not_is_an_error() -> No
 def test_the_engine_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="engine: expected one of auto, general, native, got 'fast'"):
         run(Recipe().model(), Recipe().data(), "fast")
+
+
+class Replayed:
+    """Stands for a CUDA graph: makes the captured steps again."""
+
+    def __init__(self, make: Callable[[], None]) -> None:
+        self.replay = make
+
+
+def test_stretches_that_come_again_are_captured_once_and_few_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe()
+    model, data = recipe.model(), recipe.data()
+    layers = [link.layer() for link in Chain(model, data.x, data.y, 4)._links]
+    graphs, captured = chain._Graphs(data.x, data.y), []
+
+    def capture(layers: Any, stretch: Any, index: torch.Tensor, rates: torch.Tensor) -> Any:
+        captured.append(stretch.sizes)
+        index, rates, found = index.clone(), rates.clone(), torch.empty(2, len(rates), dtype=data.x.dtype)
+        again = lambda: found.copy_(stretch.make_(layers, data.x, data.y, index, rates))  # noqa: E731
+        return Replayed(again), index, rates, found
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+
+    def go(sizes: tuple[int, ...], seed: int = 0) -> bool:
+        stretch = chain._Stretch(sizes, (True,) * len(sizes), 1e9)
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randint(13, (sum(sizes),), generator=generator)
+        rates = torch.full((len(sizes),), 0.01 * (seed + 1), dtype=torch.float64)
+        with torch.no_grad():
+            before = [layer.weight._version for layer in layers]
+            kept = copy.deepcopy(layers)
+            found = graphs.run(layers, stretch, index, rates)
+            if found is None:
+                assert [layer.weight._version for layer in layers] == before
+                return False
+            assert torch.equal(found, stretch.make_(kept, data.x, data.y, index, rates))
+            assert all(
+                torch.equal(layer.weight, twin.weight) for layer, twin in zip(layers, kept, strict=True)
+            )
+            assert all(layer.weight._version > old for layer, old in zip(layers, before, strict=True))
+        return True
+
+    assert [go((4, 4), seed) for seed in range(3)] == [False, True, True]
+    assert captured == [(4, 4)]
+    assert [go((4,)), go((4,))] == [False, True]
+    layers[0] = layers[0]._replace(trains_bias=False)
+    assert [go((4, 4)), go((4, 4))] == [False, True]
+    layers[0] = layers[0]._replace(weight=layers[0].weight.clone())
+    assert [go((4, 4)), go((4, 4))] == [False, True]
+    for sizes in ((1,), (2,), (3,), (1, 2), (2, 1)):
+        assert not go(sizes)
+    assert not go((4, 4)), "what was not used for long is forgotten"
+    assert len(graphs._captured) == chain._Graphs.KEPT
+
+
+def test_what_the_device_notes_is_raised_unless_the_steps_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(device: torch.device) -> None:
+        raise cx.NonFinite("noted")
+
+    monkeypatch.setattr(chain.ops.cuda, "check", noted)
+    stretch = chain._Stretch((4, 4), (True, True), 5.0)
+    with pytest.raises(cx.NonFinite, match="noted"):
+        stretch.read(torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
+    with pytest.raises(cx.NonFinite, match="noted"):
+        stretch.read(torch.tensor([[9.0, float("nan")], [1.0, float("nan")]]))  # ended by its loss
+    ended = torch.tensor([[1.0, float("nan")], [1.0, float("nan")]])
+    assert torch.equal(stretch.read(ended)[0, :1], ended[0, :1])
