@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from catapult_ext.graph import refuse_lower_precision, walk
 from catapult_ext.observe.inputs import Inputs, check_inputs
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.outputs import outputs_2d
@@ -180,7 +181,7 @@ def jacobian(model: nn.Module, x: Inputs, *, params: Iterable[str | Tensor] | No
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
-        UnsupportedModule: the forward draws random numbers, or autocast is enabled.
+        UnsupportedModule: the forward draws random numbers, or autocast is enabled, around it or inside.
 
     Cost: one forward and n c backwards; n c p numbers.
     """
@@ -188,6 +189,7 @@ def jacobian(model: nn.Module, x: Inputs, *, params: Iterable[str | Tensor] | No
     check_inputs(x, state.device)
     with state.untouched():
         output = outputs_2d(state.forward(x), x)
+        refuse_lower_precision(walk(output), state.dtype)
         n, c = output.shape
         total = sum(p.numel() for p in state.parameters)
         jacobian = torch.empty(n, c, total, dtype=state.dtype, device=state.device)

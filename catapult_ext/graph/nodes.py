@@ -42,6 +42,7 @@ __all__ = [
     "negative_slope",
     "norm_saved",
     "output_count",
+    "output_dtypes",
     "output_shape",
     "reads_data",
     "repeats",
@@ -196,6 +197,12 @@ def scalar_factor(node: Node, argument: int) -> float:
 def output_shape(node: Node, which: int) -> tuple[int, ...]:
     """Shape of one output of the forward operation."""
     return tuple(node._input_metadata[which].shape)
+
+
+def output_dtypes(node: Node) -> set[torch.dtype]:
+    """Dtypes of the outputs of the forward operation that have digits: real and complex ones."""
+    found = {each.dtype for each in node._input_metadata}
+    return {dtype for dtype in found if dtype.is_floating_point or dtype.is_complex}
 
 
 def reads_data(node: Node) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from catapult_ext.eigen import TopEigh, top_eigh
 from catapult_ext.errors import NonFinite
-from catapult_ext.graph import nodes
+from catapult_ext.graph import nodes, refuse_lower_precision, walk
 from catapult_ext.lanczos import largest
 from catapult_ext.observe.assemble import Assembler
 from catapult_ext.observe.double_backward import (
@@ -56,6 +56,7 @@ class LossHessian:
                 raise NonFinite(
                     "model: its output is not finite, or overflows when squared, and so does the loss"
                 )
+            refuse_lower_precision(walk(output), state.dtype)
             gradients = derivative(loss, state.parameters, None, create_graph=True)
         self.output = output
         refuse_cut(state.names, gradients)

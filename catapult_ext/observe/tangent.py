@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext.errors import NonFinite, UnsupportedModule
-from catapult_ext.graph import nodes
+from catapult_ext.graph import nodes, refuse_lower_precision, walk
 from catapult_ext.observe.double_backward import derivative, differentiable, refuse_cut, refuse_nodes
 from catapult_ext.observe.inputs import Inputs
 from catapult_ext.observe.model_state import ModelState
@@ -43,6 +43,7 @@ class Linearised:
             self.output = outputs_2d(state.forward(x), x)  # [n, c]
             if not bool(torch.isfinite(self.output).all()):
                 raise NonFinite("model: its output is not finite")
+            refuse_lower_precision(walk(self.output), state.dtype)
             if not forward:
                 return
             generator = torch.Generator().manual_seed(0)

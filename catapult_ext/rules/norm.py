@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from catapult_ext.graph import nodes as names
+from catapult_ext.graph.certify import RowMap
 from catapult_ext.graph.plan import Use
 from catapult_ext.rules.per_sample import gradient, rank_factors, scale, terms, tile, work
 from catapult_ext.rules.site_data import SiteData
@@ -38,6 +39,16 @@ def refuse(node: Any, role: str, transposed: bool) -> str | None:
     return "transposed gains" if transposed else None
 
 
+def refuse_rows(node: Any, row_map: RowMap) -> str | None:
+    """Samples side by side in the channels, each with gains of its own."""
+    return "several samples in its channels" if _by_channel(node) and row_map.lead > 1 else None
+
+
+def _by_channel(node: Any) -> bool:
+    """LayerNorm keeps the last dimensions, the others keep the channels, which follow the rows."""
+    return names.type_name(node) != "NativeLayerNormBackward0"
+
+
 def features(node: Any, argument: int) -> tuple[Tensor, Tensor, Tensor]:
     """Input, mean and inverse deviation."""
     return names.norm_saved(node)
@@ -52,9 +63,7 @@ def jacobian(data: SiteData, use: Use, shape: tuple[int, ...]) -> Tensor:
         normalised = ((input - mean) * inverse).view(b.shape[-data.dim :])
         b = b * normalised
     b = data.outputs_by_sample(b)  # [n, c, T, ...]
-    # LayerNorm keeps the last dimensions, the others keep the channels, which follow the rows.
-    by_channel = names.type_name(data.node) != "NativeLayerNormBackward0"
-    if by_channel:
+    if _by_channel(data.node):
         b = b.flatten(4).sum((2, 4)) if b.dim() > 4 else b.sum(2)
     elif b.dim() > 3:
         b = b.flatten(2, b.dim() - len(shape) - 1).sum(2)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import brute_force
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import make
@@ -13,7 +18,7 @@ from torch import Tensor, nn
 import catapult_ext as cx
 from catapult_ext.graph import nodes
 from catapult_ext.graph.certify import RowMap, distinct_scales, find_row_map
-from catapult_ext.rules import RULES, linear
+from catapult_ext.rules import RULES, convolution, linear
 
 
 def _data(n: int = 6) -> tuple[Tensor, Tensor]:
@@ -103,6 +108,154 @@ def test_a_sabotaged_rule_is_caught(name: str, part: str, monkeypatch: pytest.Mo
     x, y = _data()
     observation = cx.observe(model, x, y)
     assert "rows" in _routes(observation).values(), "nothing was sent to the exact fallback"
+    expected = brute_force.kernel_of(brute_force.jacobian(model, x))
+    assert brute_force.relative(observation.kernel, expected) <= 1e-10
+
+
+class _Cancelling(nn.Module):
+    """Layers whose biases have a gradient that is zero but for rounding, up to a `leak` of what is summed.
+
+    A softmax over keys does not change when all of them are shifted alike, nor does an instance norm with its maps; the
+    biases' gradients are sums over tokens or pixels that cancel, sample by sample.
+    """
+
+    def __init__(self, leak: float) -> None:
+        super().__init__()
+        self.leak = leak
+        self.query, self.key, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(32, 1)
+        self.filters, self.norm = nn.Conv1d(4, 4, 3, padding=1), nn.InstanceNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.view(-1, 4, 8)
+        keys, maps = self.key(z), self.filters(z)
+        weights = (self.query(z) @ keys.transpose(1, 2)).softmax(2)
+        h = weights @ z + self.norm(maps) + self.leak * torch.sin(keys + maps)
+        return self.last(torch.tanh(h).flatten(1))
+
+
+_CANCELLING = ("key.bias", "filters.bias")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [1, 6, 50])
+def test_a_gradient_that_cancels_to_rounding_is_certified(n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    model = _Cancelling(0.0).double()
+    x = torch.randn(n, 32, dtype=torch.float64)
+    rows = brute_force.jacobian(model, x)
+    for name in _CANCELLING:
+        assert float(rows[name].norm()) <= 1e-14 * float(rows["last.weight"].norm())
+    observation = cx.observe(copy.deepcopy(model).to(dtype), x.to(dtype), torch.zeros(n, 1, dtype=dtype))
+    assert "rows" not in _routes(observation).values()
+    error = brute_force.relative(observation.kernel.double(), brute_force.kernel_of(rows))
+    assert error <= (1e-12 if dtype == torch.float64 else 1e-5)
+
+
+_Gradient = Callable[..., Tensor]
+
+
+def _wrong(fault: str, rule: _Gradient) -> _Gradient:
+    """A rule's `gradient` with a fault."""
+    of_factor = {"sign": -1.0, "factor 2": 2.0, "1 percent": 1.01}
+
+    def gradient(data: Any, use: Any, factor: float, weights: Tensor, parameter: Tensor) -> Tensor:
+        if fault == "missing sample":
+            weights = torch.cat([torch.zeros_like(weights[:1]), weights[1:]])
+        elif fault == "other samples":
+            weights = weights.roll(1, 0)
+        return rule(data, use, factor * of_factor.get(fault, 1.0), weights, parameter)
+
+    return gradient
+
+
+@pytest.mark.parametrize("leak", [1.0, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("fault", ["sign", "factor 2", "1 percent", "missing sample", "other samples"])
+def test_a_wrong_gradient_that_nearly_cancels_is_caught(
+    fault: str, dtype: torch.dtype, leak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousandth of what is summed is left, and of every parameter whatever is wrong with it is noticed."""
+    torch.manual_seed(4)
+    model, n = _Cancelling(leak).to(dtype), 50
+    for rule in (linear, convolution):
+        monkeypatch.setattr(rule, "gradient", _wrong(fault, rule.gradient))
+    routes = _routes(cx.observe(model, torch.randn(n, 32).to(dtype), torch.zeros(n, 1, dtype=dtype)))
+    if fault == "other samples":  # a sum of weights, whose order does not matter
+        del routes["last.bias"]
+    assert set(routes.values()) == {"rows"}, routes
+
+
+def test_a_missing_use_of_a_bias_that_cancels_elsewhere_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from catapult_ext.graph import plan as plan_module
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(64, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = x.view(-1, 4, 8)
+            weights = (self.query(z) @ self.key(z).transpose(1, 2)).softmax(2)
+            values = F.linear(z.tanh(), self.key.weight, self.key.bias)
+            return self.last(torch.cat([weights @ z, torch.tanh(values)], 2).flatten(1))
+
+    torch.manual_seed(4)
+    model, (x, y) = Tied().double(), _data()
+    rows = brute_force.jacobian(model, x)
+    assert _routes(cx.observe(model, x, y))["key.bias"] == "tiles"
+    whole, routes = plan_module._Builder._uses, []
+    for kept in (
+        slice(0, 1),
+        slice(1, 2),
+    ):  # the use in which the bias cancels, which is as good as none, or the other
+
+        def some(self: Any, *arguments: Any, kept: slice = kept, **options: Any) -> Any:
+            uses, problem = whole(self, *arguments, **options)
+            return (uses[kept] if len(uses) > 1 else uses), problem
+
+        monkeypatch.setattr(plan_module._Builder, "_uses", some)
+        observation = cx.observe(model, x, y)
+        assert _routes(observation)["key.weight"] == "rows"
+        routes.append(_routes(observation)["key.bias"])
+        assert brute_force.relative(observation.kernel, brute_force.kernel_of(rows)) <= 1e-10
+    assert sorted(routes) == ["gram", "rows"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_that_cancel_to_rounding_have_a_map(dtype: torch.dtype) -> None:
+    """The gain of an instance norm has one number for each map and sample, a sum over its pixels that may cancel."""
+    torch.manual_seed(2)
+    layers: list[nn.Module] = [nn.Conv2d(1, 8, 3, padding=1)]
+    for _ in range(4):
+        layers += [nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    model, n = nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 1)), 64
+    x = torch.randn(n, 1, 16, 16, dtype=torch.float64)
+    rows = brute_force.jacobian(copy.deepcopy(model).double(), x)
+    observation = cx.observe(model.to(dtype), x.to(dtype), torch.zeros(n, 1, dtype=dtype))
+    assert set(_routes(observation).values()) <= {"gram", "tiles", "position grams"}
+    error = brute_force.relative(observation.kernel.double(), brute_force.kernel_of(rows))
+    assert error <= (1e-10 if dtype == torch.float64 else 1e-5)
+
+
+def test_samples_side_by_side_in_the_channels_of_a_norm() -> None:
+    class Channels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain, self.shift, self.last = (
+                nn.Parameter(torch.randn(4)),
+                nn.Parameter(torch.randn(4)),
+                nn.Linear(32, 1),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            gain, shift = (torch.cat([each] * len(x)) for each in (self.gain, self.shift))
+            z = F.batch_norm(x.view(1, -1, 8), None, None, gain, shift, training=True)
+            return self.last(torch.tanh(z).view(-1, 32))
+
+    torch.manual_seed(3)
+    model, (x, y) = Channels().double(), _data()
+    observation = cx.observe(model, x, y)
+    assert _routes(observation)["gain"] == _routes(observation)["shift"] == "rows"
     expected = brute_force.kernel_of(brute_force.jacobian(model, x))
     assert brute_force.relative(observation.kernel, expected) <= 1e-10
 

@@ -52,6 +52,61 @@ def test_autocast_is_refused() -> None:
         cx.observe(model, torch.randn(3, 32), torch.randn(3, 1))
 
 
+def test_lower_precision_inside_of_a_forward_is_refused_wherever_it_would_count() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.last, self.rounds = nn.Linear(32, 8), nn.Linear(8, 1), True
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.rounds):
+                h = torch.tanh(self.a(x))
+            return self.last(h.to(x))
+
+    x, y = _x().float(), _y().float()
+    model = Mixed()
+    for call in (
+        lambda: cx.observe(model, x, y),
+        lambda: cx.observe(model, x, y, kernel=False, agop="layers"),
+        lambda: cx.observe(model, x, y, kernel=False, hessian=True).hessian,
+        lambda: cx.Observer(model, verify="never")(x, y),
+        lambda: cx.ntk(model, x),
+        lambda: cx.ntk_plan(model, x),
+        lambda: cx.ntk_top(model, x),
+        lambda: cx.jacobian(model, x),
+        lambda: cx.agop(model, x),
+        lambda: cx.layer_agop(model, x),
+        lambda: cx.hessian_top(model, x, y),
+    ):
+        with pytest.raises(
+            cx.UnsupportedModule, match=r"computes in torch.bfloat16 .*switch off torch\.autocast"
+        ):
+            call()
+    # What is autograd's own gradient in any case remains.
+    gradients = cx.observe(model, x, y, kernel=False).gradients()
+    expected = torch.autograd.grad((model(x) - y).square().mean(), list(model.parameters()))
+    assert all(torch.allclose(g, e, rtol=1e-5) for g, e in zip(gradients.values(), expected, strict=True))
+    # Autocast leaves float64 as it is, and a plan that was certified is looked at again.
+    exact = cx.ntk(model.double(), x.double())
+    model.float().rounds = False
+    assert torch.allclose(cx.ntk(model, x).double(), exact, rtol=1e-5)
+
+
+def test_a_cast_to_single_precision_inside_of_a_forward_says_in_what_it_would_be_exact() -> None:
+    class Upcast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.last = nn.Linear(32, 8), nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.softmax(self.a(x), 1, dtype=torch.float32).to(x))
+
+    model = Upcast()
+    assert cx.observe(model, _x().float(), _y().float()).layer_report[0].route == "gram"
+    with pytest.raises(cx.UnsupportedModule, match=r"torch.float32 .*or observe model\.float\(\)"):
+        cx.observe(model.double(), _x(), _y())
+
+
 def test_input_gradients_of_coupled_samples_are_refused() -> None:
     for name in ("batch norm, training", "coupled samples"):
         with pytest.raises(cx.UnsupportedModule, match=r"couples its samples.*model.eval\(\)"):

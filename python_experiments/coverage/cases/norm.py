@@ -28,6 +28,10 @@ CASES: list[Case] = [
     exact("instance norm", lambda: seq(nn.InstanceNorm2d(2, affine=True), *end(32, 3)), _MAPS),
     exact("instance norm 1d", lambda: seq(nn.InstanceNorm1d(4, affine=True), *end(32)), _TOKENS),
     exact("instance norm 3d", lambda: seq(nn.InstanceNorm3d(2, affine=True), *end(32)), _VOLUMES),
+    # A shift before it changes nothing, so that the biases of these convolutions have a gradient of zero.
+    exact("instance norm behind convolutions", lambda: seq(
+        nn.Conv2d(2, 3, 2, padding=1), nn.InstanceNorm2d(3, affine=True), nn.Tanh(), nn.ConvTranspose2d(3, 2, 2),
+        nn.InstanceNorm2d(2), *end(72, 2)), _MAPS),
     exact("instance norm, running statistics, training", lambda: seq(
         nn.InstanceNorm2d(2, affine=True, track_running_stats=True), *end(32)), _MAPS),
     exact("instance norm, running statistics, eval", lambda: seq(

@@ -106,7 +106,7 @@ CASES: list[Case] = [
     exact("layers of their own for queries, keys and values", lambda: Call(  # the keys' bias has a gradient of zero
         lambda m, x: m.last(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x)).flatten(1)),
         q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8), last=nn.Linear(32, 2),
-    ), _TOKENS, slow=("rows",)),
+    ), _TOKENS),
     exact("transformer", lambda: Call(
         lambda m, x: m.last(m.layer(x).mean(1)),
         layer=nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True), last=nn.Linear(8, 2),

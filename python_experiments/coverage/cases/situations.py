@@ -42,6 +42,18 @@ class Mutated(nn.Module):
         return self.last(z + 1.0)
 
 
+def _autocast(enabled: bool = True) -> nn.Module:
+    """A layer under autocast, which leaves float64 as it is, so that numbers arrive there in float32 where it is on."""
+
+    def forward(model: Any, x: Tensor) -> Tensor:
+        numbers = [t.float() if enabled else t for t in (x, model.a.weight, model.a.bias)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            h = F.linear(*numbers)
+        return model.last(torch.tanh(h.to(x)))
+
+    return Call(forward, a=nn.Linear(32, 8), last=nn.Linear(8, 1))
+
+
 class _Unused(nn.Module):
     """A layer that the output does not depend on."""
 
@@ -245,6 +257,7 @@ _GRAPHS: list[Case] = [
         lambda m, x: m.last(torch.complex(*m.first(x).tanh().split(1, 1)).conj().imag),
         first=nn.Linear(32, 2), last=nn.Linear(1, 1),
     )),
+    exact("autocast inside of the forward, switched off", lambda: _autocast(enabled=False)),
     exact("dropout, eval", lambda: seq(nn.Linear(32, 8), nn.Dropout(), *end(8)).eval()),
     exact("in-place dropout, eval", lambda: seq(nn.Linear(32, 8), nn.Tanh(), nn.Dropout(inplace=True), *end(8)).eval()),
 ]  # fmt: skip
@@ -270,6 +283,10 @@ _REFUSED: list[Case] = [
          refused=r"draws random numbers.*model\.eval\(\)"),
     Case("autocast", lambda: seq(nn.Linear(32, 8), *end(8)), normal(32), refused=r"outside of torch\.autocast",
          context=lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
+    Case("autocast inside of the forward", _autocast, normal(32), refused=r"switch off torch\.autocast"),
+    Case("half precision inside of the forward", lambda: Call(
+        lambda m, x: m.last(m.a(x).half().tanh().to(x)), a=nn.Linear(32, 8), last=nn.Linear(8, 1),
+    ), normal(32), refused="leave out the cast, inside of the forward"),
     Case("input changed after use", Mutated, normal(32), refused="use the out-of-place operation"),
     Case("reentrant checkpoint", lambda: Checkpointed(True), normal(32), refused="use_reentrant=False"),
     Case("table renormalised in place", lambda: seq(nn.Embedding(9, 4, max_norm=0.5), *end(24)), integers(9, 6),
