@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from networks import make
 from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Perturbed(nn.Module):
@@ -24,26 +28,26 @@ class Perturbed(nn.Module):
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return layer(x + self._leaf(x))
-        assert isinstance(layer, nn.Conv2d)
-        if layer.padding_mode == "zeros":
-            x = F.pad(x, layer._reversed_padding_repeated_twice)
-        else:
-            x = F.pad(x, layer._reversed_padding_repeated_twice, layer.padding_mode)
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).transpose(
-            1, 2
-        )  # [n, T, C s s]
+        assert isinstance(layer, CONVOLUTIONS)
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x, sizes = F.pad(x, layer._reversed_padding_repeated_twice, mode), []
+        for a in reversed(range(len(layer.kernel_size))):  # [..., size, ...] to [..., positions, taps, ...]
+            reach = layer.dilation[a] * (layer.kernel_size[a] - 1)
+            starts = torch.arange(0, x.shape[2 + a] - reach, layer.stride[a])
+            taps = starts[:, None] + torch.arange(0, reach + 1, layer.dilation[a])
+            x = x.index_select(2 + a, taps.flatten()).unflatten(2 + a, taps.shape)
+            sizes.insert(0, len(starts))
+        last = range(2, x.dim(), 2)
+        patches = x.permute(0, *last, 1, *(a + 1 for a in last))  # [n, positions ..., C, taps ...]
+        patches = patches.flatten(1, len(last)).flatten(2)  # [n, T, C taps]
         patches = patches + self._leaf(patches)
-        groups, outputs = layer.groups, layer.out_channels
-        each = patches.unflatten(2, (groups, -1))  # [n, T, groups, C / groups s s]
-        filters = layer.weight.flatten(1).unflatten(0, (groups, -1))  # [groups, O / groups, C / groups s s]
-        out = torch.einsum("ntgd,god->ngot", each, filters).flatten(1, 2)
+        groups = layer.groups
+        each = patches.unflatten(2, (groups, -1))  # [n, T, groups, C / groups taps]
+        filters = layer.weight.flatten(1).unflatten(0, (groups, -1))  # [groups, O / groups, C / groups taps]
+        out = torch.einsum("ntgd,god->ngot", each, filters).flatten(1, 2)  # [n, O, T]
         if layer.bias is not None:
             out = out + layer.bias[:, None]
-        size = [
-            (x.shape[2 + a] - layer.dilation[a] * (layer.kernel_size[a] - 1) - 1) // layer.stride[a] + 1
-            for a in (0, 1)
-        ]
-        return out.view(len(x), outputs, *size)
+        return out.unflatten(2, sizes)
 
     def _leaf(self, like: Tensor) -> Tensor:
         self.leaves.append(torch.zeros_like(like, requires_grad=True))
@@ -136,8 +140,68 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution of odd sizes, no two of them alike, in the middle of a network."""
+
+    kernel: tuple[int, ...]
+    options: dict[str, Any]
+    channels: tuple[int, int] = (2, 3)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample."""
+        return (self.channels[0], *_MAPS[len(self.kernel)])
+
+    def make(self, outputs: int, transposed: bool = False) -> nn.Module:
+        """Conv of one pixel, tanh, this convolution, tanh, linear; freshly drawn."""
+        dims, (inner, width) = len(self.kernel), self.channels
+        kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d) if transposed else CONVOLUTIONS
+        model = nn.Sequential(
+            CONVOLUTIONS[dims - 1](inner, inner, 1),
+            nn.Tanh(),
+            kinds[dims - 1](inner, width, self.kernel, **self.options),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.LazyLinear(outputs),
+        )
+        model(torch.zeros(1, *self.shape))
+        return model.double()
+
+
+_MAPS = {1: (7,), 2: (7, 5), 3: (7, 4, 3)}
+_KERNELS = {1: (3,), 2: (3, 2), 3: (3, 2, 1)}
+_OF_DIMS = {
+    "plain": lambda d: Geometry(_KERNELS[d], {}),
+    "stride": lambda d: Geometry(_KERNELS[d], {"stride": (2, 3, 2)[:d], "padding": (1, 1, 0)[:d]}),
+    "dilation": lambda d: Geometry(_KERNELS[d], {"dilation": (2, 3, 1)[:d], "padding": (2, 0, 1)[:d]}),
+    "groups": lambda d: Geometry(_KERNELS[d], {"groups": 3, "stride": 2, "padding": 1}, (6, 9)),
+    "depthwise": lambda d: Geometry(_KERNELS[d], {"groups": 3, "dilation": 2, "padding": 2}, (3, 6)),
+    "no bias": lambda d: Geometry((2, 3, 2)[:d], {"bias": False, "padding": (4, 0, 1)[:d], "stride": (3, 1, 2)[:d]}),
+    "whole map": lambda d: Geometry(_MAPS[d], {}),
+    "valid": lambda d: Geometry(_KERNELS[d], {"padding": "valid", "stride": (1, 2, 1)[:d], "dilation": (3, 1, 1)[:d]}),
+    **{
+        f"same, {mode}": lambda d, mode=mode: Geometry(
+            (4, 3, 2)[:d], {"padding": "same", "dilation": (1, 2, 1)[:d], "padding_mode": mode}
+        )
+        for mode in ("zeros", "circular", "reflect", "replicate")
+    },
+    **{
+        f"{mode}, stride, dilation, groups": lambda d, mode=mode: Geometry(
+            _KERNELS[d],
+            {"padding": (2, 1, 1)[:d], "stride": (1, 2, 3)[:d], "dilation": (2, 1, 1)[:d], "groups": 2}
+            | {"padding_mode": mode},
+            (4, 6),
+        )
+        for mode in ("zeros", "circular", "reflect", "replicate")
+    },
+}  # fmt: skip
+
+GEOMETRIES: dict[str, Geometry] = {f"{d}d, {name}": of(d) for d in (1, 2, 3) for name, of in _OF_DIMS.items()}
+
+
 def layer_names(model: nn.Module) -> list[str]:
-    kinds = (nn.Linear, nn.Conv2d)
+    kinds = (nn.Linear, *CONVOLUTIONS)
     return [f"{name}.weight" for name, m in model.named_modules() if isinstance(m, kinds) and name != "idle"]
 
 

@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_inputs import MODULES, NETWORKS, input_gradients, layer_names, outer, random_network, samples
+from layer_inputs import (
+    GEOMETRIES,
+    MODULES,
+    NETWORKS,
+    Geometry,
+    input_gradients,
+    layer_names,
+    outer,
+    random_network,
+    samples,
+)
 from networks import EXACT, Embedded, make
 from torch import nn
 
@@ -38,6 +48,44 @@ def test_every_layer_against_autograd(name: str) -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_geometry_of_a_convolution_against_autograd(name: str) -> None:
+    """In float64 and float32, with one output and with several, by the function and from an observation."""
+    geometry = GEOMETRIES[name]
+    seed = sum(map(ord, name))
+    for outputs, n in ((1, 5), (3, 4)):
+        torch.manual_seed(seed + outputs)
+        model, x = geometry.make(outputs), torch.randn(n, *geometry.shape, dtype=torch.float64)
+        got = cx.layer_agop(model, x)
+        single = cx.layer_agop(copy.deepcopy(model).float(), x.float())
+        seen, rows = observed(model, x).layer_agop(), cx.layer_gradients(model, x)
+        expected = input_gradients(model, x, layer_names(model))
+        assert list(got) == list(seen) == list(rows) == ["0.weight", "2.weight", "5.weight"]
+        for layer, gradients in expected.items():
+            reference = outer(gradients)
+            assert float(reference.abs().max()) > 0
+            assert brute_force.relative(got[layer], reference) <= 1e-10, layer
+            assert brute_force.relative(seen[layer], reference) <= 1e-10, layer
+            assert brute_force.relative(rows[layer].view_as(gradients), gradients) <= 1e-10, layer
+            assert brute_force.relative(single[layer].double(), reference) <= 1e-5, layer
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_transposed_convolutions_are_refused_and_those_beside_them_exact(dims: int) -> None:
+    torch.manual_seed(dims)
+    geometry = Geometry((3, 2, 2)[:dims], {"stride": (2, 1, 1)[:dims], "padding": 1, "groups": 2}, (2, 4))
+    model, x = geometry.make(2, transposed=True), torch.randn(4, *geometry.shape, dtype=torch.float64)
+    with pytest.raises(
+        cx.UnsupportedModule, match=r"no AGOP of 2\.weight: it is used as no weight .*Convolution"
+    ):
+        cx.layer_agop(model, x)
+    names = ["0.weight", "5.weight"]
+    got = cx.layer_agop(model, x, params=names)
+    for layer, gradients in input_gradients(model, x, names).items():
+        assert brute_force.relative(got[layer], outer(gradients)) <= 1e-10, layer
 
 
 @pytest.mark.parametrize("name", ["linear", "tokens", "called twice", "groups", "no padding, outputs"])
