@@ -9,7 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from catapult_ext import _C
-from python_experiments.bench import observed, ops, peers, scaling, steps  # noqa: F401  they declare the jobs
+from python_experiments.bench import ops, peers, readings, scaling, steps  # noqa: F401  they declare the jobs
 from python_experiments.bench.cases import JOBS, Case, Job, select
 from python_experiments.bench.lines import lines_of, read_lines, write_lines
 from python_experiments.bench.memory import peak_extra_bytes

@@ -18,6 +18,7 @@ from python_experiments.bench.cases import JOBS, Case, Goal, Job, select
 
 SMALL = {
     "n": 24,
+    "patches": 2,
     "d": 20,
     "width": 24,
     "fan_in": 33,
@@ -118,8 +119,11 @@ def test_every_job_computes_what_it_says(name: str) -> None:
     for implementation, call in case.implementations.items():
         if implementation not in case.optional:
             call()
+    # An iteration that ends at a residual of 1e-2, as the sharpness of a training step does, is off by its square
+    # over the gap.
+    iterated = {"torch.lobpcg": 1e-4} | ({"catapult_ext": 1e-3} if name.startswith("hessian") else {})
     for implementation, error in case.errors.items():
-        assert error() < (1e-4 if implementation == "torch.lobpcg" else 5e-6), implementation
+        assert error() < iterated.get(implementation, 5e-6), implementation
 
 
 def test_main_writes_one_line_per_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

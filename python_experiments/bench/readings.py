@@ -19,7 +19,8 @@ _KERNEL_ERROR = "kernel, relative to sqrt(K_ii K_jj)"
 
 _AGOP_ERROR = "AGOP of any layer times random vectors, relative"
 
-#: Ours without what a job is about: the difference is its price.
+#: Ours without what a job is about: the difference is its price. Goals leave it .15 of a plain step: the kernel alone
+#: costs .62 of one for the FCN5 and 1.07 for the CNN.
 _KERNEL_ALONE = "catapult_ext, kernel alone"
 
 
@@ -93,16 +94,17 @@ def _fcn_kernel(s: Mapping[str, int]) -> Case:
     "vit-kernel",
     "ViT with patches of 4 x 4 on 32 x 32, kernel",
     baseline="torch step",
-    shapes={"n": 32, "image": 32, "patch": 4, "width": 128, "depth": 4, "heads": 4},
+    shapes={"n": 32, "patches": 8, "patch": 4, "width": 128, "depth": 4, "heads": 4},
     goals=(Goal(1.35, 1.35),),
     error=_KERNEL_ERROR,
 )
 def _vit(s: Mapping[str, int]) -> Case:
     generator = torch.Generator().manual_seed(0)
+    side, width = s["patches"] * s["patch"], s["width"]
     model = cx.models.ViT(
-        3, s["image"], s["width"], s["depth"], patch_size=s["patch"], heads=s["heads"], generator=generator
+        3, side, width, s["depth"], patch_size=s["patch"], heads=s["heads"], generator=generator
     )
-    return _kernel(*_data(model, s["n"], (3, s["image"], s["image"]), 1), checked=4)
+    return _kernel(*_data(model, s["n"], (3, side, side), 1), checked=4)
 
 
 @job(
@@ -110,7 +112,7 @@ def _vit(s: Mapping[str, int]) -> Case:
     "FCN5, kernel with everything the AGOP of each layer needs, from one pass",
     baseline="torch step",
     shapes={"n": 128, "d": 3072, "width": 1024, "depth": 5},
-    goals=(Goal(1.14, 1.14, _KERNEL_ALONE),),
+    goals=(Goal(1.24, 1.24, _KERNEL_ALONE),),
     error=_AGOP_ERROR,
 )
 @job(
@@ -118,7 +120,7 @@ def _vit(s: Mapping[str, int]) -> Case:
     "FCN5, kernel with the AGOP of each layer as factors F, F^T F the AGOP",
     baseline="torch step",
     shapes={"n": 128, "d": 3072, "width": 1024, "depth": 5, "formed": 1},
-    goals=(Goal(1.14, 1.14, _KERNEL_ALONE),),
+    goals=(Goal(1.24, 1.24, _KERNEL_ALONE),),
     error=_AGOP_ERROR,
 )
 def _fcn_layer_agop(s: Mapping[str, int]) -> Case:
