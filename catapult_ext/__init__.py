@@ -14,7 +14,7 @@ from catapult_ext.layer_agop import layer_agop, layer_gradients, nfa_correlation
 from catapult_ext.losses import decompose_loss
 from catapult_ext.ntk import jacobian, ntk, ntk_file, ntk_plan
 from catapult_ext.ntk_top import ntk_top
-from catapult_ext.observe import LayerReport, Observation, Observer, observe
+from catapult_ext.observe import CapturedStep, LayerReport, Observation, Observer, observe
 from catapult_ext.runs import RunFolder
 from catapult_ext.stream.plan import NTKPlan, ParameterPlan
 from catapult_ext.training import (
@@ -64,6 +64,7 @@ __all__ = [
     "BatchCriticalRate",
     "BatchHessian",
     "Callback",
+    "CapturedStep",
     "CatapultDetector",
     "CatapultSchedule",
     "Constant",

@@ -9,7 +9,7 @@ from catapult_ext.lanczos import check_arguments
 from catapult_ext.observe.hessian import LossHessian, kernel_vectors
 from catapult_ext.observe.inputs import Inputs, check_inputs
 from catapult_ext.observe.model_state import ModelState
-from catapult_ext.observe.observer import check_target
+from catapult_ext.observe.outputs import check_target
 
 __all__ = ["hessian_top"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from catapult_ext.observe.captured_step import CapturedStep
 from catapult_ext.observe.observation import LayerReport, Observation
 from catapult_ext.observe.observer import Observer, observe
 
-__all__ = ["LayerReport", "Observation", "Observer", "observe"]
+__all__ = ["CapturedStep", "LayerReport", "Observation", "Observer", "observe"]

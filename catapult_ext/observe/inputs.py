@@ -12,6 +12,7 @@ __all__ = [
     "Inputs",
     "check_input",
     "check_inputs",
+    "copies",
     "count",
     "describe",
     "join",
@@ -69,6 +70,11 @@ def take(x: Inputs, samples: slice) -> Inputs:
 def move(x: Inputs, device: torch.device) -> Inputs:
     """The samples on another device."""
     return _map(x, lambda part: part.to(device) if isinstance(part, Tensor) else part)
+
+
+def copies(x: Inputs) -> Inputs:
+    """The same numbers in memory of their own."""
+    return _map(x, lambda part: part.detach().clone())
 
 
 def join(parts: Sequence[Inputs]) -> Inputs:

@@ -101,8 +101,8 @@ class LayerGradients:
 
 def _gram(b: Tensor) -> Tensor:
     """B^T B [w, w] of B [n, c, T, w]."""
-    if b.stride(-1) == 1 or b.shape[3] > b.shape[2]:
-        return ops.agop_reduce(b.flatten(0, 2))
+    if b.stride(-1) == 1 or b.shape[3] > b.shape[2] or not b.is_cpu:
+        return ops.agop_reduce(b.flatten(0, 2))  # on CUDA it notes what is not finite, without a wait
     # Maps of a convolution lie channel by channel: sample by sample they need no copy, which would cost twice as much.
     each = b.flatten(0, 1)  # [n c, T, w]
     gram = torch.bmm(each.transpose(1, 2), each).sum(0, dtype=torch.float64)

@@ -67,14 +67,22 @@ class LossGradient:
             parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
         return torch.cat(parts)
 
-    def step_(self, rate: float) -> None:
-        """Parameter -= rate gradient for every parameter."""
+    def step_(self, rate: float | Tensor) -> None:
+        """Parameter -= rate gradient for every parameter.
+
+        A rate that is a tensor (0-dim, dtype and device of the parameters) is not read by the host.
+        """
         parameters = self._state.parameters
+        residual, scale = self.residual, -self._scale
+        if isinstance(rate, Tensor):
+            residual = residual * rate  # [n, c]
+        else:
+            scale *= rate
         storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
         updates: list[ops.RankUpdate] = []
         for i, entries in self._uses.items():
             if i not in self._swept:
-                found = self._rank_updates(i, entries, storages, -rate * self._scale)
+                found = self._rank_updates(i, entries, storages, residual, scale)
                 if found is None:
                     self.dense(i)
                 else:
@@ -84,10 +92,18 @@ class LossGradient:
         if self._swept:
             with torch.no_grad():
                 for i, gradient in self._swept.items():
-                    parameters[i].sub_(gradient, alpha=rate)
+                    if isinstance(rate, Tensor):
+                        parameters[i].addcmul_(gradient, rate, value=-1.0)
+                    else:
+                        parameters[i].sub_(gradient, alpha=rate)
 
     def _rank_updates(
-        self, i: int, entries: list[tuple[Use, float, SiteData]], storages: set[int], scale: float
+        self,
+        i: int,
+        entries: list[tuple[Use, float, SiteData]],
+        storages: set[int],
+        residual: Tensor,
+        scale: float,
     ) -> list[ops.RankUpdate] | None:
         """The step of a parameter as products that need no memory, or None where some use has none."""
         updates: list[ops.RankUpdate] = []
@@ -96,7 +112,7 @@ class LossGradient:
             features = data.features
             if isinstance(features, Tensor) and features.untyped_storage().data_ptr() in storages:
                 return None  # a layer that is fed with a parameter itself
-            factors = data.site.rule.rank_factors(data, use, self.residual, self._state.parameters[i])
+            factors = data.site.rule.rank_factors(data, use, residual, self._state.parameters[i])
             if factors is None:
                 return None
             updates.append((self._state.parameters[i], *factors, factor * scale))

@@ -12,41 +12,21 @@ from catapult_ext import ops
 from catapult_ext.eigen import TopEigh
 from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
+from catapult_ext.observe.captured_step import CapturedStep
+from catapult_ext.observe.cuda_graph import CudaGraph
 from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
 from catapult_ext.observe.inputs import Inputs, check_input, check_inputs, signature, versions
 from catapult_ext.observe.layer_gradients import LayerGradients, layer_gradients
 from catapult_ext.observe.loss_gradient import LossGradient
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, Observation
-from catapult_ext.observe.outputs import outputs_2d
+from catapult_ext.observe.outputs import check_target, outputs_2d
 from catapult_ext.observe.sweep import Sweep, arriving
 from catapult_ext.stream.job import check_max_bytes, tile_bytes_within
 
-__all__ = ["Observer", "check_target", "observe"]
+__all__ = ["Observer", "observe"]
 
 _VERIFY = ("first", "always", "never")
-
-
-def check_target(y: Any, output: Tensor) -> Tensor:
-    """Y as [n, c]; (n,) is taken for one output only, everything else would broadcast silently.
-
-    Raises:
-        TypeError: y is no floating-point tensor of the output's dtype.
-        ValueError: its shape or device differs from the output's.
-    """
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y: expected a tensor of shape {tuple(output.shape)}, got {type(y).__name__}")
-    if y.dtype != output.dtype:
-        raise TypeError(f"y: expected {output.dtype} as the model's output, got {y.dtype}")
-    if y.device != output.device:
-        raise ValueError(f"y: expected a tensor on {output.device} as the model is, got {y.device}")
-    n, c = output.shape
-    if y.shape == (n, c):
-        return y
-    if c == 1 and y.shape == (n,):
-        return y.unsqueeze(1)
-    expected = f"(n, c) = ({n}, {c})" + (f" or ({n},)" if c == 1 else "")
-    raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
 
 
 class Observer:
@@ -144,6 +124,49 @@ class Observer:
             find_hessian=self._hessian_finder(x, y, parts["gradient"]) if self._hessian else None,
             **parts,
         )
+
+    def capture(self, x: Inputs, y: Tensor, lr: float, *, overlap: bool = False) -> CapturedStep:
+        """Capture the pass and the gradient step behind it in one CUDA graph, to be replayed step after step.
+
+        A replay is one launch: forward, backward, kernel, eigenpairs on a second stream beside the rest, the split of
+        the loss, the critical rate, AGOPs where the Observer was asked for them, and `parameters -= lr * gradient`.
+        New samples, targets and rates go in without a new capture::
+
+            step = observer.capture(x, y, 0.1)
+            for x, y in batches:
+                step(x, y, lr=0.5 * step.critical_lr)
+            print(step.read())
+
+        The capture makes the step a few times, certified at first, and undoes it. Afterwards everything is as in that
+        step but for values: shapes, modes, and numbers that the forward takes from the host.
+
+        Args:
+            x: samples as for a pass, on the model's CUDA device; copied.
+            y: targets, as for a pass; copied.
+            lr: rate of the first replay, and of the steps that are undone; a finite number.
+            overlap: find the spectrum of each replay during the next one, beside all of it, instead of beside the
+                update alone. `eigen`, `critical_lr`, `top_loss` and `rest_loss` are then one replay behind the other
+                results, after the first replay those of the capture.
+
+        Returns:
+            The CapturedStep. It keeps the memory of a pass, and a copy of x and y, as long as it lives.
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit, a model that is not on a CUDA device, or an Observer
+                with kernel=False, hessian=True or max_bytes.
+            UnsupportedModule: what a pass refuses, and what a replay could not repeat: a forward, or a rule, that
+                reads values on the host, copies from it, or routes by values (embeddings among them); a forward with
+                state outside of parameters and buffers; and a plan that the capture's x does not settle.
+            NonFinite: as for a pass, or a step that leaves parameters that are not finite.
+
+        Cost: about ten steps, and copies of parameters and buffers while it captures.
+        """
+        device = self._state.device
+        if device.type != "cuda":
+            raise ValueError(
+                f"model: expected a model on a CUDA device to capture its step, got one on {device}"
+            )
+        return CapturedStep(self, x, y, lr, overlap=overlap, graph=CudaGraph(device))
 
     def _remember(self, eigen: TopEigh) -> None:
         self._start = eigen.vectors

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from catapult_ext.observe.inputs import Inputs, count
 
-__all__ = ["output_weights", "outputs_2d"]
+__all__ = ["check_target", "output_weights", "outputs_2d"]
 
 
 def outputs_2d(output: Any, x: Inputs) -> Tensor:
@@ -30,6 +30,28 @@ def outputs_2d(output: Any, x: Inputs) -> Tensor:
     if output.grad_fn is None:
         raise ValueError("model: its output does not depend on a parameter that requires grad")
     return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def check_target(y: Any, output: Tensor) -> Tensor:
+    """Y as [n, c]; (n,) is taken for one output only, everything else would broadcast silently.
+
+    Raises:
+        TypeError: y is no floating-point tensor of the output's dtype.
+        ValueError: its shape or device differs from the output's.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a tensor of shape {tuple(output.shape)}, got {type(y).__name__}")
+    if y.dtype != output.dtype:
+        raise TypeError(f"y: expected {output.dtype} as the model's output, got {y.dtype}")
+    if y.device != output.device:
+        raise ValueError(f"y: expected a tensor on {output.device} as the model is, got {y.device}")
+    n, c = output.shape
+    if y.shape == (n, c):
+        return y
+    if c == 1 and y.shape == (n,):
+        return y.unsqueeze(1)
+    expected = f"(n, c) = ({n}, {c})" + (f" or ({n},)" if c == 1 else "")
+    raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
 
 
 def output_weights(outputs: str | int, output: Tensor) -> Tensor | None:

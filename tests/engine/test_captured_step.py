@@ -1,0 +1,509 @@
+"""A captured step where there is no GPU: run again by a stand-in for the graph, and on a device without values.
+
+What a graph replays is a function of static tensors. Here the function itself runs again at each replay, which has to
+agree with the Observer step by step; and it runs on the meta device, where whatever needs the host is an error.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from networks import EXACT, make
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+import catapult_ext as cx
+from catapult_ext.observe.cuda_graph import WithoutHost
+
+_K = 3
+
+
+class HostGraph:
+    """Runs again what was recorded, into the memory of the first results."""
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+    rehearse = run
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        self.function, self.results = function, function()
+        return self.results
+
+    def replay(self) -> None:
+        for own, new in zip(tree_leaves(self.results), tree_leaves(self.function()), strict=True):
+            if own is not None:
+                own.copy_(new)
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        yield
+
+    def join(self) -> None:
+        pass
+
+
+def captured(
+    model: nn.Module, x: Any, y: Tensor, lr: Any = 0.1, overlap: bool = False, **options: Any
+) -> cx.CapturedStep:
+    """`Observer.capture` without a GPU."""
+    observer = cx.Observer(model, **{"k": _K} | options)
+    return cx.CapturedStep(observer, x, y, lr, overlap=overlap, graph=HostGraph())  # type: ignore[arg-type]
+
+
+def fcn(outputs: int = 1) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    return cx.models.FCN(32, 24, 3, out_features=outputs, generator=generator).double()
+
+
+def cnn(outputs: int = 1) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    images = cx.models.CNN(2, 4, 6, 3, out_features=outputs, generator=generator)
+    return nn.Sequential(nn.Unflatten(1, (2, 4, 4)), images).double()
+
+
+class Pooled(nn.Module):
+    """Averages over a few positions of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Conv2d(2, 5, 3, padding=1)
+        self.head = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.map(x.unflatten(1, (2, 4, 4))).tanh().mean((2, 3)))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "fcn": fcn,
+    "fcn, three outputs": lambda: fcn(3),
+    "cnn": cnn,
+    "cnn, three outputs": lambda: cnn(3),
+    "positions": lambda: Pooled().double(),
+    **{name: lambda name=name: make(name, 0) for name in EXACT if name != "shuffled samples"},  # type: ignore[misc]
+}
+
+
+def data(model: nn.Module, seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
+    """Samples and targets for a model of vectors [n, 32]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 32, dtype=torch.float64, generator=generator)
+    outputs = copy.deepcopy(model)(x).shape[1:].numel()
+    return x, torch.randn(n, outputs, dtype=torch.float64, generator=generator)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def compare_pass(step: cx.CapturedStep, seen: cx.Observation) -> None:
+    for name in ("prediction", "residual", "loss", "kernel"):
+        close(getattr(step, name), getattr(seen, name))
+
+
+def compare_spectrum(step: cx.CapturedStep, seen: cx.Observation) -> None:
+    close(step.eigen.values, seen.eigen.values)
+    for name in ("critical_lr", "top_loss", "rest_loss"):
+        close(getattr(step, name), getattr(seen, name))
+
+
+def state_of(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replays_are_the_steps_of_an_observer(name: str) -> None:
+    model = MODELS[name]()
+    eager = copy.deepcopy(model)
+    step, observer = captured(model, *data(model, 0)), cx.Observer(eager, k=_K)
+    addresses = [t.data_ptr() for t in tree_leaves(step._results) if t is not None]
+    for seed, lr in enumerate((0.05, 0.01, 0.02)):
+        x, y = data(model, seed + 1)
+        step(x, y, lr)
+        seen = observer(x, y)
+        compare_pass(step, seen)
+        compare_spectrum(step, seen)
+        seen.step_(lr)
+        for own, other in zip(state_of(model), state_of(eager), strict=True):
+            close(own, other)
+    assert [t.data_ptr() for t in tree_leaves(step._results) if t is not None] == addresses
+
+
+@pytest.mark.parametrize("agop", [True, "layers", "all"])
+@pytest.mark.parametrize("name", ["fcn", "cnn", "cnn, three outputs"])
+def test_agops(name: str, agop: Any) -> None:
+    model = MODELS[name]()
+    eager = copy.deepcopy(model)
+    step, observer = captured(model, *data(model, 0), agop=agop), cx.Observer(eager, k=_K, agop=agop)
+    for seed in (1, 2):
+        step(*data(model, seed), 0.02)
+        seen = observer(*data(model, seed))
+        assert (step.agop is None) == (agop == "layers")
+        assert (step.layer_agop is None) == (agop is True)
+        if step.agop is not None:
+            close(step.agop, seen.agop)
+        for layer, expected in seen.layer_agop().items() if step.layer_agop else ():
+            close(step.layer_agop[layer], expected)
+        seen.step_(0.02)
+
+
+def test_with_overlap_the_spectrum_is_one_replay_behind() -> None:
+    model = fcn(2)
+    eager = copy.deepcopy(model)
+    x, y = data(model, 0)
+    step, observer = captured(model, x, y, overlap=True), cx.Observer(eager, k=_K)
+    before = cx.observe(model, x, y, k=_K)
+    for seed in range(1, 4):
+        x, y = data(model, seed)
+        step(x, y, 0.02)
+        seen = observer(x, y)
+        compare_pass(step, seen)
+        compare_spectrum(step, before)
+        seen.step_(0.02)
+        before = seen
+
+
+def test_inputs_stay_and_may_be_written_in_place() -> None:
+    model = fcn()
+    eager = copy.deepcopy(model)
+    x, y = data(model, 0)
+    step, observer = captured(model, x, y, 0.03), cx.Observer(eager)
+    x.zero_()  # the step has copies
+    y.zero_()
+    step()
+    observer(*data(model, 0)).step_(0.03)
+    step.x.mul_(0.5)
+    step.y.add_(1.0)
+    step.lr.mul_(0.5)
+    step()
+    step(lr=step.lr * 2.0)
+    x, y = data(model, 0)
+    for lr in (0.015, 0.03):
+        seen = observer(0.5 * x, y + 1.0)
+        seen.step_(lr)
+    close(step.loss, seen.loss)
+    for own, other in zip(model.parameters(), eager.parameters(), strict=True):
+        close(own, other)
+
+
+def test_several_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 4)
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, p: Tensor, q: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.a(p) + self.b(q)))
+
+    torch.manual_seed(0)
+    model = Two().double()
+    draw = lambda n: {"p": torch.randn(n, 3).double(), "q": torch.randn(n, 2).double()}  # noqa: E731
+    x, y = draw(5), torch.randn(5).double()
+    step = captured(model, x, y)
+    assert step.y.shape == (5, 1)
+    new = draw(5)
+    expected = cx.observe(model, new, y).kernel
+    step(new, y)
+    close(step.kernel, expected)
+    with pytest.raises(ValueError, match=r"x: expected 5 samples of .*'p'.* \(3,\).*got 4 of"):
+        step(draw(4))
+
+
+def test_numbers_come_back_at_once() -> None:
+    model = fcn()
+    step = captured(model, *data(model, 0), k=2)
+    seen = cx.observe(model, *data(model, 0), k=2)
+    step()
+    expected = {
+        "loss": seen.loss,
+        "critical_lr": seen.critical_lr,
+        "top_loss": seen.top_loss,
+        "rest_loss": seen.rest_loss,
+        "lambda_1": seen.eigen.values[0],
+        "lambda_2": seen.eigen.values[1],
+    }
+    assert step.read() == {name: pytest.approx(float(value), rel=1e-9) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["fcn", "batch norm, training", "three outputs, batch norm"])
+def test_a_capture_leaves_the_model_as_found(name: str) -> None:
+    model = MODELS[name]()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 7.0)
+    before = copy.deepcopy(model)
+    random = torch.get_rng_state()
+    captured(model, *data(model, 0))
+    for own, other in zip(state_of(model), state_of(before), strict=True):
+        assert torch.equal(own, other)
+    assert all(bool((p.grad == 7.0).all()) for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_an_observation_made_before_a_replay_is_stale() -> None:
+    model = fcn()
+    step = captured(model, *data(model, 0))
+    seen = cx.observe(model, *data(model, 0))
+    step()
+    with pytest.raises(ValueError, match="the parameters have changed since the observation"):
+        seen.step_(0.1)
+
+
+def test_what_is_not_finite_is_noted_and_raised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_device(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        residual = prediction - target
+        return residual, residual.square().sum()
+
+    monkeypatch.setattr("catapult_ext.ops.residual", on_a_device)
+    model = fcn()
+    x, y = data(model, 0)
+    step = captured(model, x, y, 1e-300)
+    y[2] = 1e200  # its square overflows
+    step(x, y)
+    step(*data(model, 0))
+    with pytest.raises(cx.NonFinite, match="output is not finite"):
+        step.read()
+    step()
+    assert step.read()["loss"] > 0
+
+
+# ---- refusals
+
+
+class Changing(nn.Module):
+    """Its forward depends on `what` beside parameters and x."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.layer, self.head, self.what, self.calls = nn.Linear(32, 8), nn.Linear(8, 1), what, 0
+        self.register_buffer("mean", torch.zeros(8))
+        self.memory = torch.zeros(8, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.layer(x)
+        if self.what == "value" and h.sum() > 0:
+            h = h.tanh()
+        elif self.what == "mask":
+            h = h[h[:, 0] == h[:, 0]]
+        elif self.what == "counter":
+            h = h / self.calls
+        elif self.what == "graph" and self.calls > 3:
+            h = h.tanh()
+        elif self.what == "new buffer":
+            self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+            h = h - self.mean
+        elif self.what == "memory":
+            self.memory = 0.9 * self.memory + h.detach().mean(0)
+            h = h - self.memory
+        elif self.what == "maximum":
+            h = h.unflatten(1, (2, 4)).max(1).values.repeat(1, 2)
+        elif self.what == "dead":
+            h = (h - 1e3).relu()
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("value", "_local_scalar_dense reads the values"),
+        ("mask", "whose shape depends on values"),
+        ("counter", "a replay of its step gives something else"),
+        ("graph", "its graph differs from call to call"),
+        ("new buffer", "assigns a new tensor to the buffer mean"),
+        ("memory", "a replay of its step gives something else"),
+        ("maximum", "which of its rows belongs to which sample"),
+        ("dead", "dead units"),
+    ],
+)
+def test_a_forward_that_depends_on_more_is_refused(what: str, message: str) -> None:
+    torch.manual_seed(0)
+    model = Changing(what).double()
+    before = copy.deepcopy(model)
+    buffer = model.mean
+    with pytest.raises(cx.UnsupportedModule, match=message):
+        captured(model, *data(before, 0))
+    assert model.mean is buffer
+    for own, other in zip(state_of(model), state_of(before), strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(32, 8), nn.Dropout(0.5), nn.Linear(8, 1)), r"model.eval\(\)"),
+        (
+            lambda: nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 1)),
+            "reads the values",
+        ),
+        (EXACT["shuffled samples"], "belongs to which sample"),
+    ],
+)
+def test_models_that_no_replay_could_repeat(model: Callable[[], nn.Module], message: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(cx.UnsupportedModule, match=message):
+        captured(model().double(), torch.randn(6, 32).double(), torch.randn(6, 1).double())
+
+
+def test_a_capture_needs_a_cuda_device() -> None:
+    model = fcn()
+    with pytest.raises(ValueError, match="model: expected a model on a CUDA device"):
+        cx.Observer(model).capture(*data(model, 0), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": False}, "an Observer with kernel=True, got False"),
+        ({"hessian": True}, "an Observer with hessian=False, got True"),
+        ({"max_bytes": 10**9}, "an Observer with max_bytes=None, got 1000000000"),
+        ({"lr": float("nan")}, "lr: expected a finite number"),
+        ({"lr": "fast"}, "lr: expected a finite number"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    model = fcn()
+    with pytest.raises(ValueError, match=message):
+        captured(model, *data(model, 0), **options)
+
+
+def test_arguments_of_a_replay_that_do_not_fit() -> None:
+    model = fcn()
+    x, y = data(model, 0)
+    step = captured(model, x, y)
+    before = copy.deepcopy(model)
+    for arguments, error, message in (
+        ({"x": x[:5]}, ValueError, r"x: expected 6 samples of \(32,\) torch.float64 as captured, got 5 of"),
+        ({"x": x.float()}, ValueError, "x: expected 6 samples"),
+        ({"x": x.tolist()}, TypeError, "x: expected a tensor"),
+        ({"x": x.to("meta")}, ValueError, "x: expected a tensor on cpu"),
+        ({"y": y[:5]}, ValueError, r"y: expected shape \(n, c\) = \(6, 1\)"),
+        ({"y": y.float()}, TypeError, "y: expected torch.float64"),
+        ({"lr": float("inf")}, ValueError, "lr: expected a finite number"),
+        ({"lr": torch.ones(2)}, ValueError, "lr: expected a number, or a 0-dim tensor on cpu"),
+    ):
+        with pytest.raises(error, match=message):
+            step(**arguments)
+    for own, other in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("change", ["eval", "freeze", "move", "buffer"])
+def test_a_model_that_is_no_longer_the_captured_one(change: str) -> None:
+    model = make("batch norm, training", 0)
+    step = captured(model, *data(model, 0))
+    if change == "eval":
+        model.eval()
+    elif change == "freeze":
+        next(model.parameters()).requires_grad_(False)
+    elif change == "move":
+        for p in model.parameters():
+            p.data = p.data.clone()
+    else:
+        norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+        norm.running_mean = norm.running_mean.clone()
+    with pytest.raises(ValueError, match=r"not those of the capture any more.*capture it again"):
+        step()
+
+
+# ---- nothing waits for the device
+
+
+class PassThrough(WithoutHost):
+    """Refuses nothing. Graphs under a mode have other nodes, since PyTorch reshapes differently there."""
+
+    @staticmethod
+    def _refuse(name: str, what: str) -> None:
+        pass
+
+
+def run_without_values(model: nn.Module, **options: Any) -> None:
+    """Run the recorded step on the meta device, whose tensors no host can read, with a plan certified on the CPU."""
+    with sdpa_kernel(SDPBackend.MATH):  # the only one that both devices have
+        with PassThrough():
+            step = captured(model, *data(model, 0), **options)
+        _run_without_values(step, cx.Observer(model.to("meta"), k=_K, **options))
+
+
+def _run_without_values(step: cx.CapturedStep, observer: cx.Observer) -> None:
+    ((key, plan),) = step._observer._plans.items()
+    plan.unit = None
+    on_meta = tuple(torch.device("meta") if isinstance(part, torch.device) else part for part in key)
+    observer._plans, observer._verify = {on_meta: plan}, "never"
+    step._observer, step._state = observer, observer._state
+    for name in ("x", "y", "lr", "_start", "_wrong"):
+        setattr(step, name, getattr(step, name).to("meta"))
+    with WithoutHost():
+        result = step._step()
+    assert len(observer._plans) == 1
+    assert all(leaf.is_meta for leaf in tree_leaves(result) if leaf is not None)
+
+
+@pytest.fixture
+def storages_have_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storages of the meta device all lie at 0, which would look like one memory for all tensors."""
+    monkeypatch.setattr(torch.UntypedStorage, "data_ptr", lambda self: self._cdata)
+
+
+#: Their graphs on the CPU have other nodes than elsewhere.
+_BY_DEVICE = {"lstm"}
+_ON_THE_HOST = {"embedding"}
+
+
+@pytest.mark.usefixtures("storages_have_addresses")
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - _BY_DEVICE - _ON_THE_HOST))
+def test_no_step_needs_the_host(name: str) -> None:
+    run_without_values(MODELS[name]())
+
+
+@pytest.mark.usefixtures("storages_have_addresses")
+@pytest.mark.parametrize("name", ["fcn", "cnn", "cnn, three outputs", "attention, batch first"])
+def test_no_agop_needs_the_host(name: str) -> None:
+    run_without_values(MODELS[name](), agop="all")
+
+
+@pytest.mark.usefixtures("storages_have_addresses")
+@pytest.mark.parametrize("name", sorted(_ON_THE_HOST))
+def test_a_rule_that_reads_values_is_refused(name: str) -> None:
+    with pytest.raises(
+        cx.UnsupportedModule, match=r"aten::_unique2 has a result whose shape depends on values"
+    ):
+        run_without_values(MODELS[name]())
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        (lambda t: t.sum().item(), "_local_scalar_dense"),
+        (lambda t: bool((t > 0).any()), "is_nonzero|_local_scalar_dense"),
+        (lambda t: t.nonzero(), "nonzero"),
+        (lambda t: t[t > 0], "index|nonzero"),
+        (lambda t: t.masked_select(t > 0), "masked_select"),
+        (lambda t: t.index_put_((t > 0,), t.new_zeros(())), "index_put_"),
+        (lambda t: t.unique(), "_unique2"),
+        (lambda t: torch.equal(t, t), "equal"),
+        (lambda t: t.copy_(torch.ones(3, 3)), "copy_"),
+        (lambda t: torch.ones(3, 3).to(t.device), "_to_copy"),
+        (lambda t: torch.tensor(1.0).to(t.device), "_to_copy"),
+        (lambda t: t[torch.tensor([0, 1])], "index"),
+    ],
+)
+def test_each_way_to_wait_is_found(operation: Callable[[Tensor], Any], name: str) -> None:
+    with WithoutHost(), pytest.raises(cx.UnsupportedModule, match=name):
+        operation(torch.ones(3, 3, device="meta"))
+
+
+def test_what_does_not_wait_passes() -> None:
+    t = torch.ones(3, 3, device="meta")
+    with WithoutHost():
+        t = t * 0.5 + torch.tensor(2.0)
+        t[0] = 1.0
+        t[t.new_zeros(2, dtype=torch.long)] = 3.0
+        assert t.masked_fill(t > 0, 1.0)[t.new_zeros(2, dtype=torch.long)].shape == (2, 3)
+        assert float((t.requires_grad_() * 0.5).grad_fn._saved_other) == 0.5  # a number
