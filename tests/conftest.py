@@ -25,7 +25,7 @@ BUDGET = {
     "tests/data": 30,
     "tests/engine": 90,
     "tests/experiments": 150,
-    "tests/gpu": 10,
+    "tests/gpu": 30,
     "tests/ops": 90,
     "tests/packaging": 120,
     "tests/runs": 30,

@@ -118,7 +118,9 @@ class CudaGraph:
         Raises:
             UnsupportedModule: something in it cannot be captured.
         """
-        with _refused("captur"), torch.cuda.graph(self._graph, stream=self._stream):
+        # A capture that fails leaves its stream as the current one: the outer context brings the caller's back.
+        outside = torch.cuda.stream(torch.cuda.current_stream(self._device))
+        with _refused("captur"), outside, torch.cuda.graph(self._graph, stream=self._stream):
             return function()
 
     def replay(self) -> None:

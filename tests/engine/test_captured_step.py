@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import captured_cases
 import pytest
 import torch
+from captured_cases import K, close, compare_models, compare_pass, compare_spectrum, data
 from networks import EXACT, make
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,8 +23,6 @@ from torch.utils._pytree import tree_leaves
 
 import catapult_ext as cx
 from catapult_ext.observe.cuda_graph import WithoutHost
-
-_K = 3
 
 
 class HostGraph:
@@ -53,64 +54,22 @@ def captured(
     model: nn.Module, x: Any, y: Tensor, lr: Any = 0.1, overlap: bool = False, **options: Any
 ) -> cx.CapturedStep:
     """`Observer.capture` without a GPU."""
-    observer = cx.Observer(model, **{"k": _K} | options)
+    observer = cx.Observer(model, **{"k": K} | options)
     return cx.CapturedStep(observer, x, y, lr, overlap=overlap, graph=HostGraph())  # type: ignore[arg-type]
 
 
-def fcn(outputs: int = 1) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    return cx.models.FCN(32, 24, 3, out_features=outputs, generator=generator).double()
+def fcn() -> nn.Module:
+    return captured_cases.MODELS["fcn"]().double()
 
 
-def cnn(outputs: int = 1) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    images = cx.models.CNN(2, 4, 6, 3, out_features=outputs, generator=generator)
-    return nn.Sequential(nn.Unflatten(1, (2, 4, 4)), images).double()
-
-
-class Pooled(nn.Module):
-    """Averages over a few positions of images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.map = nn.Conv2d(2, 5, 3, padding=1)
-        self.head = nn.Linear(5, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.map(x.unflatten(1, (2, 4, 4))).tanh().mean((2, 3)))
+def _double(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: make().double()
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "fcn": fcn,
-    "fcn, three outputs": lambda: fcn(3),
-    "cnn": cnn,
-    "cnn, three outputs": lambda: cnn(3),
-    "positions": lambda: Pooled().double(),
-    **{name: lambda name=name: make(name, 0) for name in EXACT if name != "shuffled samples"},  # type: ignore[misc]
+    **{name: _double(make) for name, make in captured_cases.MODELS.items()},
+    **{name: partial(make, name, 0) for name in EXACT if name != "shuffled samples"},
 }
-
-
-def data(model: nn.Module, seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
-    """Samples and targets for a model of vectors [n, 32]."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 32, dtype=torch.float64, generator=generator)
-    outputs = copy.deepcopy(model)(x).shape[1:].numel()
-    return x, torch.randn(n, outputs, dtype=torch.float64, generator=generator)
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-
-
-def compare_pass(step: cx.CapturedStep, seen: cx.Observation) -> None:
-    for name in ("prediction", "residual", "loss", "kernel"):
-        close(getattr(step, name), getattr(seen, name))
-
-
-def compare_spectrum(step: cx.CapturedStep, seen: cx.Observation) -> None:
-    close(step.eigen.values, seen.eigen.values)
-    for name in ("critical_lr", "top_loss", "rest_loss"):
-        close(getattr(step, name), getattr(seen, name))
 
 
 def state_of(model: nn.Module) -> list[Tensor]:
@@ -121,7 +80,7 @@ def state_of(model: nn.Module) -> list[Tensor]:
 def test_replays_are_the_steps_of_an_observer(name: str) -> None:
     model = MODELS[name]()
     eager = copy.deepcopy(model)
-    step, observer = captured(model, *data(model, 0)), cx.Observer(eager, k=_K)
+    step, observer = captured(model, *data(model, 0)), cx.Observer(eager, k=K)
     addresses = [t.data_ptr() for t in tree_leaves(step._results) if t is not None]
     for seed, lr in enumerate((0.05, 0.01, 0.02)):
         x, y = data(model, seed + 1)
@@ -130,8 +89,7 @@ def test_replays_are_the_steps_of_an_observer(name: str) -> None:
         compare_pass(step, seen)
         compare_spectrum(step, seen)
         seen.step_(lr)
-        for own, other in zip(state_of(model), state_of(eager), strict=True):
-            close(own, other)
+        compare_models(model, eager)
     assert [t.data_ptr() for t in tree_leaves(step._results) if t is not None] == addresses
 
 
@@ -140,7 +98,7 @@ def test_replays_are_the_steps_of_an_observer(name: str) -> None:
 def test_agops(name: str, agop: Any) -> None:
     model = MODELS[name]()
     eager = copy.deepcopy(model)
-    step, observer = captured(model, *data(model, 0), agop=agop), cx.Observer(eager, k=_K, agop=agop)
+    step, observer = captured(model, *data(model, 0), agop=agop), cx.Observer(eager, k=K, agop=agop)
     for seed in (1, 2):
         step(*data(model, seed), 0.02)
         seen = observer(*data(model, seed))
@@ -154,11 +112,11 @@ def test_agops(name: str, agop: Any) -> None:
 
 
 def test_with_overlap_the_spectrum_is_one_replay_behind() -> None:
-    model = fcn(2)
+    model = MODELS["fcn, three outputs"]()
     eager = copy.deepcopy(model)
     x, y = data(model, 0)
-    step, observer = captured(model, x, y, overlap=True), cx.Observer(eager, k=_K)
-    before = cx.observe(model, x, y, k=_K)
+    step, observer = captured(model, x, y, overlap=True), cx.Observer(eager, k=K)
+    before = cx.observe(model, x, y, k=K)
     for seed in range(1, 4):
         x, y = data(model, seed)
         step(x, y, 0.02)
@@ -188,8 +146,7 @@ def test_inputs_stay_and_may_be_written_in_place() -> None:
         seen = observer(0.5 * x, y + 1.0)
         seen.step_(lr)
     close(step.loss, seen.loss)
-    for own, other in zip(model.parameters(), eager.parameters(), strict=True):
-        close(own, other)
+    compare_models(model, eager)
 
 
 def test_several_inputs() -> None:
@@ -428,7 +385,7 @@ def run_without_values(model: nn.Module, **options: Any) -> None:
     with sdpa_kernel(SDPBackend.MATH):  # the only one that both devices have
         with PassThrough():
             step = captured(model, *data(model, 0), **options)
-        _run_without_values(step, cx.Observer(model.to("meta"), k=_K, **options))
+        _run_without_values(step, cx.Observer(model.to("meta"), k=K, **options))
 
 
 def _run_without_values(step: cx.CapturedStep, observer: cx.Observer) -> None:
@@ -475,6 +432,21 @@ def test_a_rule_that_reads_values_is_refused(name: str) -> None:
         cx.UnsupportedModule, match=r"aten::_unique2 has a result whose shape depends on values"
     ):
         run_without_values(MODELS[name]())
+
+
+@pytest.mark.usefixtures("storages_have_addresses")
+def test_a_factor_on_the_device_is_refused() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 1)
+            self.register_buffer("scale", torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.scale * self.layer.weight)
+
+    with pytest.raises(cx.UnsupportedModule, match="aten::_local_scalar_dense reads the values"):
+        run_without_values(Scaled().double())
 
 
 @pytest.mark.parametrize(
