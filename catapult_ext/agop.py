@@ -71,7 +71,8 @@ def agop(
         reduction: "mean" or "sum" over samples.
         normalize: divide the result by its largest entry ("max"), its trace ("trace") or its Frobenius norm
             ("frobenius"); done last, so that the result has that quantity equal to 1.
-        power: matrix power of the AGOP, > 0; 1/2 is the exponent of the neural feature ansatz.
+        power: matrix power of the AGOP, > 0; 1/2 is the exponent of the neural feature ansatz. Precision as for
+            `layer_agop`.
         max_bytes: bound of the memory beyond the model's own forward and backward: samples then go through the
             model in blocks (its activations shrink with them as well). Not together with a model that depends on
             the block size; the check for coupled samples sees to that.

@@ -85,7 +85,9 @@ def layer_agop(
         reduction: "mean" or "sum" over samples.
         positions: "sum" or "mean" over the positions of a sample (of all uses together).
         normalize: as in `agop`: None, "max", "trace" or "frobenius", done last.
-        power: matrix power of the AGOP, > 0.
+        power: matrix power of the AGOP, > 0. Powers of 1/2 and more are within 1e-10 in float64 and 1e-5 in float32,
+            relative to the largest entry; smaller ones p enlarge the rounding of float32 to (6e-8)^(2 p). Eigenvalues
+            below d + 8 roundings of the largest (2e-16 each, also from float32) count as zero.
         max_bytes: bound of the memory beyond the model's own forward and backward: samples then go through the
             model in blocks, twice with `center`.
 

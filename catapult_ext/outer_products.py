@@ -66,9 +66,16 @@ def check_norm(norm: Tensor, normalize: str, what: str) -> Tensor:
 
 
 def power_rows(agop: Tensor, power: float) -> Tensor:
-    """N [d, d] in float64 with N^T N = agop^power; negative eigenvalues, which are rounding, count as zero."""
-    values, vectors = torch.linalg.eigh(agop.double())
-    return (vectors * values.clamp_min(0) ** (power / 2)).t().contiguous()
+    """N [d, d] in float64 with N^T N = agop^power.
+
+    Eigenvalues up to d + 8 roundings of the largest count as zero: of a matrix of less than full rank they are what
+    rounding left (up to half of that, also from 60,000 rows), and a root would enlarge it, for a power of 1/4 to a
+    thousandth of the largest.
+    """
+    values, vectors = torch.linalg.eigh(agop.double())  # ascending
+    rounding = values[-1] * (len(values) + 8) * torch.finfo(torch.float64).eps
+    values = torch.where(values > rounding, values, 0.0)
+    return (vectors * values ** (power / 2)).t().contiguous()
 
 
 def average(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import brute_force
 import pytest
@@ -26,6 +27,7 @@ from networks import EXACT, Embedded, make
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext.outer_products import power_rows
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -163,22 +165,33 @@ def test_observed_layers_against_autograd(name: str, kernel: bool) -> None:
 
 
 @pytest.mark.parametrize("options", CONVENTIONS)
-@pytest.mark.parametrize("name", ["three outputs", "tokens", "called twice", "groups", "stride"])
-def test_every_convention_against_autograd(name: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize("name", ["three outputs", "tokens", "called twice", "groups", "stride", "circular"])
+def test_every_convention_against_autograd(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(2)
     model, x = MODULES[name](), samples(9)
-    seen = observed(model, x)
-    alone = cx.layer_agop(model, x, **options)  # type: ignore[arg-type]
-    matrices = seen.layer_agop(**options)  # type: ignore[arg-type]
-    factors = seen.layer_agop(factored=True, **options)  # type: ignore[arg-type]
+    seen, double, single = observed(model, x), 1e-10, 1e-5
+    alone = cx.layer_agop(model, x, **options)
+    matrices, factors = seen.layer_agop(**options), seen.layer_agop(factored=True, **options)
+    rounded = cx.layer_agop(copy.deepcopy(model).float(), x.float(), **options)
     for layer, gradients in input_gradients(model, x, list(alone)).items():
-        expected = by_convention(gradients, **options)  # type: ignore[arg-type]
+        expected = by_convention(gradients, **options)
         # An output layer's gradients are all alike: centered, rounding is left of them.
-        scale = float(by_convention(gradients, **{**options, "center": False}).abs().max())  # type: ignore[arg-type]
-        # Eigenvalues of a matrix that should be zero are rounding, and a root enlarges it.
-        tolerance = 1e-10 if options.get("power", 1.0) == 1.0 else 2e-6
+        scale = float(by_convention(gradients, **{**options, "center": False}).abs().max())
         for got in (alone[layer], matrices[layer], factors[layer][0].T @ factors[layer][0]):
-            assert float((got - expected).abs().max()) <= tolerance * scale, layer
+            assert float((got - expected).abs().max()) <= double * scale, layer
+        assert float((rounded[layer].double() - expected).abs().max()) <= single * scale, layer
+
+
+@pytest.mark.parametrize("power", [0.1, 0.25, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize(("d", "rank"), [(1, 1), (2, 1), (5, 3), (40, 4), (40, 40)])
+def test_a_root_of_a_singular_matrix_is_no_root_of_rounding(d: int, rank: int, power: float) -> None:
+    generator = torch.Generator().manual_seed(d)
+    basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0][:, :rank]
+    values = torch.logspace(0, -6, rank, dtype=torch.float64)
+    rows = values.sqrt()[:, None] * basis.T  # [rank, d]
+    for matrix in (rows.T @ rows, basis * values @ basis.T):
+        n = power_rows(matrix, power)
+        assert float((n.T @ n - basis * values**power @ basis.T).abs().max()) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ["three outputs", "tokens", "called twice", "groups", "stride"])
@@ -191,7 +204,7 @@ def test_observed_correlations_are_those_of_the_function(name: str) -> None:
         got, expected = seen.nfa_correlation(**options), cx.nfa_correlation(model, x, **options)
         assert list(got) == list(expected)
         for layer, value in expected.items():
-            assert float(got[layer]) == pytest.approx(float(value), abs=1e-7), layer
+            assert float(got[layer]) == pytest.approx(float(value), abs=1e-10), layer
 
 
 def test_factors_are_small_where_positions_are_many() -> None:
