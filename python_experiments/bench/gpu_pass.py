@@ -10,10 +10,11 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import catapult_ext as cx
 from catapult_ext import ops
@@ -27,7 +28,10 @@ _REPEATS = 50
 
 @dataclass(frozen=True)
 class GpuCase:
-    """Implementations of one thing on the GPU; the first is the baseline, "catapult_ext" is ours."""
+    """Implementations of one thing on the GPU; the first is the baseline, "catapult_ext" is ours.
+
+    Graphs are made when their turn comes: what they keep counts as their memory, and goes before the next.
+    """
 
     job: str
     shapes: dict[str, int]
@@ -36,6 +40,7 @@ class GpuCase:
     error: Callable[[object], float | None] | None = None
     flop: float | None = None
     capture: bool = True
+    graphs: dict[str, Callable[[], Callable[[], object]]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,19 +74,25 @@ def _graphed(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def _as_it_is(call: Callable[[], object]) -> Callable[[], object]:
+    return call
+
+
 def _measure(case: GpuCase) -> Iterator[dict[str, object]]:
-    calls = dict(case.implementations)
+    makers = {name: partial(_as_it_is, call) for name, call in case.implementations.items()} | case.graphs
     if case.capture:
-        calls["catapult_ext, graph"] = _graphed(calls["catapult_ext"])
-    baseline, reference = next(iter(calls)), None
-    for name, call in calls.items():
+        makers["catapult_ext, graph"] = partial(_graphed, case.implementations["catapult_ext"])
+    baseline, reference = next(iter(makers)), None
+    for name, make in makers.items():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        call = make()
         result = call()
         peak = torch.cuda.max_memory_allocated() - before
-        error = None if case.error is None or name.endswith("graph") else case.error(result)
+        error = None if case.error is None or "graph" in name else case.error(result)
         del result
         median, low, high, repeats = _time(call)
+        del call
         reference = median if name == baseline else reference
         assert reference is not None
         yield {
@@ -208,11 +219,11 @@ def _agop_case(rows: int, d: int) -> GpuCase:
     )  # fmt: skip
 
 
-def _step_case() -> GpuCase:
-    torch.manual_seed(0)
-    model = cx.models.FCN(3072, 1024, 5).cuda()
-    x, y = torch.randn(128, 3072, device="cuda"), torch.randn(128, 1, device="cuda")
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+def _step_case(job: str, shapes: dict[str, int], model: nn.Module, x: Tensor) -> GpuCase:
+    """A plain step and an observed one (kernel, 10 eigenpairs, loss split, critical rate), eager and as graphs."""
+    model, x, y, lr = model.cuda(), x.cuda(), torch.randn(len(x), 1, device="cuda"), 1e-6
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=lr)
     observer = cx.Observer(model, k=10)
 
     def plain() -> None:
@@ -220,10 +231,36 @@ def _step_case() -> GpuCase:
         (model(x) - y).square().mean().backward()
         optimizer.step()
 
+    def bare() -> None:
+        gradients = torch.autograd.grad((model(x) - y).square().mean(), parameters)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradients, alpha=-lr)
+
+    def observed() -> None:
+        seen = observer(x, y)
+        _ = seen.top_loss, seen.critical_lr
+        seen.step_(lr)
+
     return GpuCase(
-        "gpu_fcn5_step", {"n": 128, "width": 1024, "d": 3072}, torch.float32,
-        {"torch": plain, "catapult_ext": lambda: observer(x, y).step_(1e-6)}, capture=False,
+        job, {"n": len(x), **shapes}, torch.float32, {"torch": plain, "catapult_ext": observed}, capture=False,
+        graphs={
+            "torch, graph": lambda: _graphed(bare),
+            "catapult_ext, graph": lambda: observer.capture(x, y, lr),
+            "catapult_ext, graph with overlap": lambda: observer.capture(x, y, lr, overlap=True),
+        },
     )  # fmt: skip
+
+
+def _fcn5_step() -> GpuCase:
+    torch.manual_seed(0)
+    model = cx.models.FCN(3072, 1024, 5)
+    return _step_case("gpu_fcn5_step", {"width": 1024, "d": 3072}, model, torch.randn(128, 3072))
+
+
+def _cnn_step() -> GpuCase:
+    torch.manual_seed(0)
+    model = cx.models.CNN(3, 32, 512, 4)
+    return _step_case("gpu_cnn_step", {"channels": 512, "depth": 4}, model, torch.randn(128, 3, 32, 32))
 
 
 def _chain_case(batch: int, steps: int = 64) -> GpuCase:
@@ -298,7 +335,8 @@ def _cases() -> Iterator[tuple[str, Callable[[], GpuCase]]]:
     yield "agop", lambda: _agop_case(5000, 3072)
     for batch in (5, 32):
         yield f"chain {batch}", lambda batch=batch: _chain_case(batch)
-    yield "step", _step_case
+    yield "fcn5 step", _fcn5_step
+    yield "cnn step", _cnn_step
 
 
 def main(out: Path) -> int:
