@@ -68,13 +68,17 @@ def check_strided_gram(call: Call, device: str, dtype: torch.dtype) -> None:
         torch.randn(20, n, dtype=dtype).to(device).T,
         torch.randn(2 * n, 21, dtype=dtype).to(device)[1::2, 3::2],
         torch.randn(1, 5, dtype=dtype).to(device).expand(n, 5),
+        torch.randn(n, 24, dtype=dtype).to(device)[:, :22],  # rows 16 bytes apart, the last piece is short
+        torch.randn(n, 24, dtype=dtype).to(device)[:, 1:],
     ]
     b = [
         torch.randn(c, 8, n, dtype=dtype).to(device).permute(2, 0, 1),
         torch.randn(1, c, 1, dtype=dtype).to(device).expand(n, c, 6),
         torch.randn(n, 1, 9, dtype=dtype).to(device)[..., 2:].expand(n, c, 7),
+        torch.randn(n, c, 12, dtype=dtype).to(device)[..., :9],
+        torch.randn(n, c, 1, dtype=dtype).to(device).expand(n, c, 9),
     ]
-    scale, beta = [1.0, 2.0, 0.5], [0.0, 1.0, 0.0]
+    scale, beta = [1.0, 2.0, 0.5, 1.5, 1.0], [0.0, 1.0, 0.0, 0.5, 0.0]
     kernel = nan_like((n * c, n * c), dtype).to(device)
     call("ntk_gram_", kernel, a, b, scale, beta, False)
     exact = jacobian([x.cpu() for x in a], [x.cpu() for x in b], scale, beta)

@@ -84,6 +84,14 @@ def call(module, monkeypatch):
 dtypes = pytest.mark.parametrize("dtype", cuda_cases.DTYPES)
 
 
+@pytest.fixture(params=cuda.VERSIONS["ntk_gram"])
+def gram_version(request):
+    """Run the test with every implementation of ntk_gram."""
+    cuda.select("ntk_gram", request.param)
+    yield request.param
+    cuda.select("ntk_gram", "simple")
+
+
 @dtypes
 @pytest.mark.parametrize(
     ("n", "c", "widths"),
@@ -91,6 +99,7 @@ dtypes = pytest.mark.parametrize("dtype", cuda_cases.DTYPES)
         (1, 1, [(3, 2)]),
         (5, 3, [(7, 1), (0, 4)]),
         (64, 1, [(16, 16)]),
+        (31, 1, [(260, 128), (33, 5), (4, 140)]),
         (65, 1, [(300, 1), (17, 600)]),
         (33, 4, [(20, 9)]),
         (127, 1, [(700, 3)]),
@@ -98,15 +107,15 @@ dtypes = pytest.mark.parametrize("dtype", cuda_cases.DTYPES)
         (3, 1, [(1, 2)] * 35),  # more layers than one launch takes
     ],
 )
-def test_gram(call, dtype, n, c, widths):
+def test_gram(call, gram_version, dtype, n, c, widths):
     cuda_cases.check_gram(call, "cpu", dtype, n, c, widths)
     cuda_cases.check_gram_cross(call, "cpu", dtype, n, n + 3, c, widths)
 
 
 @dtypes
-def test_gram_of_many_tiles_takes_one_launch(call, dtype):
+def test_gram_of_many_tiles_takes_one_launch(call, gram_version, dtype):
     n = 1030  # 17 tiles a side: enough blocks without splitting the depth
-    a, b, scale, beta = cuda_cases.layers(n, 1, [(3, 2)], dtype, "cpu")
+    a, b, scale, beta = cuda_cases.layers(n, 1, [(3, 2), (20, 7)], dtype, "cpu")
     kernel = torch.full((n, n), torch.nan, dtype=dtype)
     before = call.module.emulator_launches()
     call("ntk_gram_", kernel, a, b, scale, beta, False)
@@ -115,21 +124,90 @@ def test_gram_of_many_tiles_takes_one_launch(call, dtype):
     assert cuda_cases.gram_error(kernel, exact) <= cuda_cases.GRAM_BOUND[dtype]
 
 
+@pytest.mark.parametrize("version", ["ffma", "tf32x3"])
+def test_gram_of_large_tiles(call, monkeypatch, version):
+    """1,800 rows are 120 tiles of 128 x 128, a better fit to 132 multiprocessors than 435 of 64 x 64."""
+    monkeypatch.setitem(cuda._selected, "ntk_gram", cuda.VERSIONS["ntk_gram"].index(version))
+    a, b, scale, beta = cuda_cases.layers(1800, 1, [(20, 5)], torch.float32, "cpu")
+    kernel = torch.full((1800, 1800), torch.nan)
+    call("ntk_gram_", kernel, a, b, scale, beta, False)
+    assert torch.equal(kernel, kernel.T)
+    exact = cuda_cases.jacobian(a, b, scale, beta)
+    assert cuda_cases.gram_error(kernel, exact) <= cuda_cases.GRAM_BOUND[torch.float32]
+
+
 @dtypes
-def test_strided_gram(call, dtype):
+def test_strided_gram(call, gram_version, dtype):
     cuda_cases.check_strided_gram(call, "cpu", dtype)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@dtypes
+@pytest.mark.parametrize("widths", [[(100, 3)], [(300, 150), (20, 1)]], ids=str)  # one launch; parts
+def test_gram_is_bitwise_the_same_in_any_order_of_threads(call, gram_version, dtype, widths):
+    a, b, scale, beta = cuda_cases.layers(70, 1, widths, dtype, "cpu")
+    kernels = []
+    for seed in (0, 1, 2):
+        call.module.emulator_configure(shuffle_seed=seed)
+        kernels.append(torch.full((70, 70), torch.nan, dtype=dtype))
+        call("ntk_gram_", kernels[-1], a, b, scale, beta, False)
+    assert torch.equal(kernels[0], kernels[1])
+    assert torch.equal(kernels[0], kernels[2])
+
+
+def test_clusters_are_refused_where_there_are_none(call, monkeypatch):
+    call.module.emulator_configure(capability=8)
+    monkeypatch.setitem(cuda._selected, "ntk_gram", cuda.VERSIONS["ntk_gram"].index("cluster"))
+    a, b = [torch.ones(3, 300)], [torch.ones(3, 300)]
+    with pytest.raises(ValueError, match=r"ntk_gram: clusters .* capability 9.0, this one has 8.x"):
+        call("ntk_gram_", torch.empty(3, 3), a, b, [1.0], [0.0], False)
+
+
+#: Bound of a tile's error over |x_i| |y_j|, at 3,072 columns.
+TILE_BOUND = {
+    "ffma_64": 5e-7, "ffma_128": 5e-7, "tf32x3_64": 1e-6, "tf32x3_128": 1e-6,
+    "ffma_float64": 5e-15, "tensor_float64": 5e-15,
+}  # fmt: skip
+
+
+def _tile_error(call, engine: str, depth: int) -> float:
+    """Largest error of a tile of X Y^T over |x_i| |y_j|; X as behind a ReLU and Y = -X, X: one-sided rounding."""
+    dtype = torch.float64 if engine.endswith("float64") else torch.float32
+    side = 128 if engine.endswith("128") else 64
+    x = torch.randn(side, depth, dtype=dtype).relu()
+    y = torch.cat([-x[: side // 2], x[side // 2 :]])
+    result = torch.full((side, side), torch.nan, dtype=dtype)
+    getattr(call.module, f"tile_sum_{engine}")(x.data_ptr(), y.data_ptr(), depth, result.data_ptr())
+    size = x.double().norm(dim=1)[:, None] * y.double().norm(dim=1)
+    return float(((result.double() - x.double() @ y.double().T).abs() / size).max())
+
+
+@pytest.mark.parametrize("engine", TILE_BOUND)
+def test_error_of_a_tile_does_not_grow_with_its_depth(call, engine):
+    torch.manual_seed(0)
+    assert _tile_error(call, engine, 3072) <= TILE_BOUND[engine]
+
+
+def test_sums_inside_the_tensor_cores_would_drift(call):
+    """What promotion is for: the same products left in accumulators that round toward zero."""
+    torch.manual_seed(0)
+    assert _tile_error(call, "tf32x3_in_tensor_core", 3072) > 1e-5
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
+    version=st.sampled_from(cuda.VERSIONS["ntk_gram"]),
     n=st.integers(1, 70),
     c=st.integers(1, 3),
     widths=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 300)), min_size=1, max_size=3),
     seed=st.integers(0, 1000),
 )
-def test_gram_of_any_shape(call, n, c, widths, seed):
+def test_gram_of_any_shape(call, version, n, c, widths, seed):
     torch.manual_seed(seed)
-    cuda_cases.check_gram(call, "cpu", torch.float32, n, c, widths)
+    cuda.select("ntk_gram", version)
+    try:
+        cuda_cases.check_gram(call, "cpu", torch.float32, n, c, widths)
+    finally:
+        cuda.select("ntk_gram", "simple")
 
 
 @dtypes

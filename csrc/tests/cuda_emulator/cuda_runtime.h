@@ -92,9 +92,12 @@ int block_or(int predicate);
 void warp_barrier();
 uint64_t warp_exchange(uint64_t bits, unsigned source_lane);
 unsigned warp_ballot(bool predicate);
-// Gathers `bytes` (at most kLaneBytes) of every lane of the warp; `all` is [32, bytes].
-constexpr size_t kLaneBytes = 64;
-void warp_gather(const void* mine, size_t bytes, void* all);
+// What every lane of the warp gives, `bytes` each (at most sizeof(Lane)): lane i is at [i] until the next
+// call.
+struct alignas(8) Lane {
+  std::byte bytes[64];
+};
+const Lane* warp_gather(const void* mine, size_t bytes);
 
 // Clusters: the rank of the running block, a barrier of all blocks, and where a shared address of the
 // running block lies in another one.

@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-#include <array>
 #include <cstddef>
 #include <limits>
 #include <map>
@@ -36,6 +35,7 @@ struct Fiber {
   Wait wait = Wait::kNone;
   std::vector<Copy> copies;  // issued, not yet carried out
   size_t groups = 0;         // committed
+  unsigned gathers = 0;
 };
 
 struct Engine {
@@ -53,7 +53,7 @@ struct Engine {
   std::string failure;       // of a fiber, which cannot throw
   const std::function<void()>* thread = nullptr;
   std::vector<std::vector<double>> shared;  // of each block of the cluster
-  std::vector<std::array<std::byte, kLaneBytes>> lanes;
+  std::vector<Lane> lanes[2];
   std::vector<int> votes;
 };
 Engine engine;
@@ -96,6 +96,7 @@ void wait_for(Wait what) {
   fiber.wait = Wait::kNone;
   fiber.copies.clear();
   fiber.groups = 0;
+  fiber.gathers = 0;
   getcontext(&fiber.start);
   fiber.start.uc_stack.ss_sp = engine.stacks + index * kStackBytes;
   fiber.start.uc_stack.ss_size = kStackBytes;
@@ -181,28 +182,24 @@ int block_or(int predicate) {
   return any;
 }
 
-void warp_gather(const void* mine, size_t bytes, void* all) {
-  std::memcpy(engine.lanes[engine.current].data(), mine, bytes);
+const Lane* warp_gather(const void* mine, size_t bytes) {
+  // Two buffers in turn: who writes one again has passed the barrier behind its last readers.
+  std::vector<Lane>& lanes = engine.lanes[engine.fibers[engine.current].gathers++ % 2];
+  std::memcpy(lanes[engine.current].bytes, mine, bytes);
   warp_barrier();
-  const unsigned first = engine.current / 32 * 32;
-  for (unsigned lane = 0; lane < 32; ++lane)
-    std::memcpy(static_cast<std::byte*>(all) + lane * bytes, engine.lanes[first + lane].data(), bytes);
-  warp_barrier();
+  return &lanes[engine.current / 32 * 32];
 }
 
 uint64_t warp_exchange(uint64_t bits, unsigned source_lane) {
-  std::memcpy(engine.lanes[engine.current].data(), &bits, sizeof(bits));
-  warp_barrier();
-  std::memcpy(&bits, engine.lanes[engine.current / 32 * 32 + source_lane].data(), sizeof(bits));
-  warp_barrier();
+  const Lane* lanes = warp_gather(&bits, sizeof(bits));
+  std::memcpy(&bits, lanes[source_lane].bytes, sizeof(bits));
   return bits;
 }
 
 unsigned warp_ballot(bool predicate) {
-  bool all[32];
-  warp_gather(&predicate, sizeof(predicate), all);
+  const Lane* lanes = warp_gather(&predicate, sizeof(predicate));
   unsigned result = 0;
-  for (unsigned lane = 0; lane < 32; ++lane) result |= unsigned{all[lane]} << lane;
+  for (unsigned lane = 0; lane < 32; ++lane) result |= static_cast<unsigned>(lanes[lane].bytes[0]) << lane;
   return result;
 }
 
@@ -260,7 +257,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, size_t allowed, const std::fun
     if (engine.stacks == MAP_FAILED) throw std::bad_alloc();
   }
   engine.fibers.resize(count);
-  engine.lanes.resize(count);
+  for (std::vector<Lane>& lanes : engine.lanes) lanes.resize(count);
   engine.votes.assign(count, 0);
   engine.thread = &thread;
   engine.failure.clear();

@@ -5,8 +5,13 @@
 
 namespace py = pybind11;
 
+namespace catapult::cuda {
+void bind_tile_sums(py::module_& module);  // tile_sums.cpp
+}
+
 PYBIND11_MODULE(_cuda_emulated, module) {
   catapult::bindings::bind_cuda(module);
+  catapult::cuda::bind_tile_sums(module);
   module.def(
       "emulator_configure",
       [](uint64_t shuffle_seed, int shared_limit, int devices, int capability) {

@@ -7,31 +7,23 @@ namespace emulator {
 
 namespace {
 
-// Operands of one lane, and what all of them make: A [16, 8], B [8, 8].
+// What a lane gives: elements of A [16, 8] and B [8, 8].
 template <typename T>
 struct Fragments {
   T a[4], b[2];
 };
 
-template <typename T>
-struct Matrices {
-  T a[16][8], b[8][8];
-
-  explicit Matrices(const Fragments<T>& mine) {
-    static_assert(sizeof(mine) <= kLaneBytes, "one lane's share");
-    Fragments<T> all[32];
-    warp_gather(&mine, sizeof(mine), all);
-    for (int lane = 0; lane < 32; ++lane) {
-      const int group = lane / 4, place = lane % 4;
-      for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][place + i / 2 * 4] = all[lane].a[i];
-      for (int i = 0; i < 2; ++i) b[place + i * 4][group] = all[lane].b[i];
-    }
+// Element i of the running lane's D: row `i / 2 * 8 + lane / 4`, column `lane % 4 * 2 + i % 2`. Calls
+// add(A[row, k], B[k, column]) for every k.
+template <typename T, typename Add>
+void for_products(const Lane* lanes, int i, const Add& add) {
+  const unsigned lane = thread_index() % 32, column = lane % 4 * 2 + i % 2;
+  for (unsigned k = 0; k < 8; ++k) {
+    const auto* a = reinterpret_cast<const Fragments<T>*>(lanes[lane / 4 * 4 + k % 4].bytes);
+    const auto* b = reinterpret_cast<const Fragments<T>*>(lanes[column * 4 + k % 4].bytes);
+    add(a->a[k / 4 * 2 + i / 2], b->b[k / 4]);
   }
-};
-
-// Row and column of D that element i of a lane's fragment is.
-int row(int i) { return static_cast<int>(thread_index() % 32 / 4) + i / 2 * 8; }
-int column(int i) { return static_cast<int>(thread_index() % 4) * 2 + i % 2; }
+}
 
 double tf32(uint32_t bits) { return static_cast<double>(__uint_as_float(bits & 0xffffe000u)); }
 
@@ -45,20 +37,20 @@ float toward_zero(double value) {
 }  // namespace
 
 void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4]) {
-  const Matrices<uint32_t> all({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
-  float result[4];
+  const Fragments<uint32_t> mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const Lane* lanes = warp_gather(&mine, sizeof(mine));
   for (int i = 0; i < 4; ++i) {
     double sum = static_cast<double>(c[i]);
-    for (int k = 0; k < 8; ++k) sum += tf32(all.a[row(i)][k]) * tf32(all.b[k][column(i)]);
-    result[i] = toward_zero(sum);
+    for_products<uint32_t>(lanes, i, [&sum](uint32_t x, uint32_t y) { sum += tf32(x) * tf32(y); });
+    d[i] = toward_zero(sum);
   }
-  std::memcpy(d, result, sizeof(result));  // d may be c
 }
 
 void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]) {
-  const Matrices<double> all({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const Fragments<double> mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const Lane* lanes = warp_gather(&mine, sizeof(mine));
   for (int i = 0; i < 4; ++i)
-    for (int k = 0; k < 8; ++k) d[i] = std::fma(all.a[row(i)][k], all.b[k][column(i)], d[i]);
+    for_products<double>(lanes, i, [&](double x, double y) { d[i] = std::fma(x, y, d[i]); });
 }
 
 }  // namespace emulator
