@@ -28,6 +28,20 @@ class Pooled(nn.Module):
         return self.head(self.map(x.unflatten(1, (2, 4, 4))).tanh().mean((2, 3)))
 
 
+class Embedded(nn.Module):
+    """Vectors as tokens, some of them padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6, padding_idx=1)
+        self.layer, self.head = nn.Linear(6, 5), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 32] to tokens [n, 32]."""
+        tokens = (x * 4).abs().long().clamp_max(10)
+        return self.head(self.layer(self.table(tokens)).tanh().mean(1))
+
+
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -55,6 +69,11 @@ def _normalised() -> nn.Module:
     )
 
 
+def _tokens() -> nn.Module:
+    torch.manual_seed(0)
+    return Embedded()
+
+
 #: Networks of vectors [n, 32] by name; "normalised" couples its samples and has buffers.
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "fcn": lambda: _fcn(1),
@@ -64,6 +83,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "few positions": Pooled,
     "vit": _vit,
     "normalised": _normalised,
+    "tokens": _tokens,
 }
 
 

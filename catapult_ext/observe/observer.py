@@ -134,7 +134,7 @@ class Observer:
 
             step = observer.capture(x, y, 0.1)
             for x, y in batches:
-                step(x, y, lr=0.5 * step.critical_lr)
+                step(x, y, lr=step.critical_lr / 2)
             print(step.read())
 
         The capture makes the step a few times, certified at first, and undoes it. Afterwards everything is as in that
@@ -155,7 +155,7 @@ class Observer:
             TypeError, ValueError: an argument that does not fit, a model that is not on a CUDA device, or an Observer
                 with kernel=False, hessian=True or max_bytes.
             UnsupportedModule: what a pass refuses, and what a replay could not repeat: a forward, or a rule, that
-                reads values on the host, copies from it, or routes by values (embeddings among them); a forward with
+                reads values on the host (embedding bags do), copies from it, or routes by values; a forward with
                 state outside of parameters and buffers; and a plan that the capture's x does not settle.
             NonFinite: as for a pass, or a step that leaves parameters that are not finite.
 

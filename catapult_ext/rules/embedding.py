@@ -73,12 +73,34 @@ def _scatter(tokens: Tensor, b: Tensor, rows: slice) -> Tensor:
     """Per-sample gradients [n c, len(rows), width] of table[rows] for tokens [n, T], b [n, c, T, width]."""
     n, c, _, width = b.shape
     count = rows.stop - rows.start
-    sample, position = ((tokens >= rows.start) & (tokens < rows.stop)).nonzero(as_tuple=True)
-    row = tokens[sample, position] - rows.start
+    inside = (tokens >= rows.start) & (tokens < rows.stop)  # [n, T]
+    if tokens.is_cpu:
+        sample, position = inside.nonzero(as_tuple=True)
+        row, values = (
+            tokens[sample, position] - rows.start,
+            b[sample, :, position],
+        )  # [tokens in range, c, width]
+    else:  # how many are in range is not known without a wait: the others add zeros
+        sample = torch.arange(n, device=tokens.device).unsqueeze(1).expand_as(tokens)
+        row = (tokens - rows.start).clamp(0, count - 1).long()
+        values = (b * inside[:, None, :, None]).transpose(1, 2)  # [n, T, c, width]
     result = b.new_zeros(n, c, count, width)
-    # [tokens in range, c, width], added where two positions hold one token
-    result.transpose(1, 2).index_put_((sample, row), b[sample, :, position], accumulate=True)
+    # Added where two positions hold one token.
+    result.transpose(1, 2).index_put_((sample, row), values, accumulate=True)
     return result.flatten(0, 1)
+
+
+def _ranks(tokens: Tensor, rows: int) -> tuple[Tensor, int]:
+    """Tokens numbered by the rows of the table that are in use, -1 for padding, and how many rows there are at most."""
+    if tokens.is_cpu:
+        used, ranks = tokens.unique(return_inverse=True)
+        padding = int(bool((used < 0).any()))
+        return ranks - padding, used.numel() - padding
+    ordered, places = tokens.flatten().sort()  # the same without a wait, and so without their number
+    first = ordered >= 0
+    first[1:] &= ordered[1:] != ordered[:-1]
+    ranks = torch.empty_like(places).scatter_(0, places, first.cumsum(0) - 1)
+    return ranks.view_as(tokens), min(rows, tokens.numel())
 
 
 def terms(
@@ -116,9 +138,7 @@ def sweep_weight(
 
         position_grams_(kernel, sizes, sizes.block(tile_bytes, b.element_size()), product)
         return
-    used, ranks = tokens.unique(return_inverse=True)
-    ranks = ranks - int(bool((used < 0).any()))  # padding, the smallest, becomes -1 again
-    total = used.numel() - int(bool((used < 0).any()))
+    ranks, total = _ranks(tokens, parameter.shape[0])
     step = max(1, tile_bytes // max(1, data.rows * b.shape[-1] * b.element_size()))
     for first in range(0, total, step):
         ops.jacobian_accumulate_(kernel, _scatter(ranks, b, slice(first, min(total, first + step))))

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 import catapult_ext as cx
 from catapult_ext.observe.cuda_graph import WithoutHost
+from catapult_ext.rules import embedding
 
 
 class HostGraph:
@@ -410,11 +411,10 @@ def storages_have_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 #: Their graphs on the CPU have other nodes than elsewhere.
 _BY_DEVICE = {"lstm"}
-_ON_THE_HOST = {"embedding"}
 
 
 @pytest.mark.usefixtures("storages_have_addresses")
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - _BY_DEVICE - _ON_THE_HOST))
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - _BY_DEVICE))
 def test_no_step_needs_the_host(name: str) -> None:
     run_without_values(MODELS[name]())
 
@@ -426,12 +426,41 @@ def test_no_agop_needs_the_host(name: str) -> None:
 
 
 @pytest.mark.usefixtures("storages_have_addresses")
-@pytest.mark.parametrize("name", sorted(_ON_THE_HOST))
-def test_a_rule_that_reads_values_is_refused(name: str) -> None:
-    with pytest.raises(
-        cx.UnsupportedModule, match=r"aten::_unique2 has a result whose shape depends on values"
-    ):
-        run_without_values(MODELS[name]())
+def test_a_rule_that_reads_values_is_refused() -> None:
+    """Whether all bags are of one length is looked at in each pass."""
+
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.EmbeddingBag(7, 5), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.table(x[:, :4].abs().long().clamp_max(6)))
+
+    with pytest.raises(cx.UnsupportedModule, match="aten::equal reads the values of a tensor"):
+        run_without_values(Bags().double())
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of the host that says it is on a device."""
+
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("rows", [5, 40])
+def test_embeddings_need_no_counts(padding: bool, rows: int) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(-1 if padding else 0, rows, (4, 6))
+    b = torch.randn(4, 2, 6, 3, dtype=torch.float64)
+    there = tokens.as_subclass(Elsewhere)
+    (ranks, total), (found, bound) = embedding._ranks(tokens, rows), embedding._ranks(there, rows)
+    assert torch.equal(found, ranks)
+    assert total <= bound <= rows
+    for first, stop in ((0, total), (1, 3), (total - 1, total)):
+        expected = embedding._scatter(ranks, b, slice(first, stop))
+        close(embedding._scatter(found, b, slice(first, stop)), expected)
+    assert not bool(embedding._scatter(there, b, slice(rows, rows + 2)).any())
 
 
 @pytest.mark.usefixtures("storages_have_addresses")

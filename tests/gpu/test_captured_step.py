@@ -184,7 +184,7 @@ class Reads(nn.Module):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.layer, self.head, self.what = nn.Linear(32, 8), nn.Linear(8, 1), what
-        self.table = nn.Embedding(7, 8)
+        self.table = nn.EmbeddingBag(7, 8)
         self.square = nn.Linear(8, 8)
         self.register_buffer("scale", torch.tensor(0.5))
 
@@ -195,7 +195,7 @@ class Reads(nn.Module):
         elif self.what == "host":
             h = h + torch.arange(8.0).to(h)
         elif self.what == "table":
-            h = h + self.table(x[:, 0].abs().long().clamp_max(6))
+            h = h + self.table(x[:, :4].abs().long().clamp_max(6))
         elif self.what == "factor":
             h = nn.functional.linear(h, self.scale * self.square.weight)
         return self.head(h)
