@@ -95,46 +95,62 @@ def _ratio(value: float) -> str:
     )
 
 
+def _where(jobs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Processor, instruction set, versions and days of lines that share all but the days."""
+    lines = [line for job in jobs.values() for line in job.values()]
+    days = sorted({line["time"][:10] for line in lines})
+    last = max(lines, key=lambda line: line["time"])
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    return f"{last['cpu']}, {last['simd']}, one thread, torch {last['versions']['torch']}, {when}"
+
+
 class Measured:
     """What the latest run of each job has measured on one processor, with one thread and its best instruction set.
 
     Attributes:
-        by_job: job -> implementation -> its line.
+        by_level: instruction set -> job -> implementation -> its line.
+        by_job: job -> implementation -> its line, of the best instruction set.
         where: processor and versions, for a reader.
+        elsewhere: the same as `by_job` for jobs that only other processors or instruction sets have measured.
     """
 
     def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Choose from lines as `read_lines` gives them; the processor is that of the latest one."""
-        here = [line for line in lines if line["threads"] == 1]
-        if not here:
-            raise ValueError("lines: expected some of one thread, there are none")
-        cpu = max(here, key=lambda line: line["time"])["cpu"]
-        here = [line for line in here if line["cpu"] == cpu]
-        self.by_level: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
-        for line in here:
+        """Choose from lines as `read_lines` gives them; the processor is the one that has measured most jobs."""
+        found: dict[str, dict[str, dict[str, dict[str, Mapping[str, Any]]]]] = {}
+        for line in lines:
             known = JOBS.get(line["job"])
             # A job that has other sizes now has not been measured.
-            if known is not None and line["shapes"] == dict(known.shapes):
-                self.by_level.setdefault(line["simd"], {}).setdefault(line["job"], {})[
-                    line["implementation"]
-                ] = line
+            if line["threads"] == 1 and known is not None and line["shapes"] == dict(known.shapes):
+                jobs = found.setdefault(line["cpu"], {}).setdefault(line["simd"], {})
+                jobs.setdefault(line["job"], {})[line["implementation"]] = line
+        if not found:
+            raise ValueError("lines: expected some of one thread, there are none")
+        cpu = max(found, key=lambda name: max(map(len, found[name].values())))
+        self.by_level = found[cpu]
         level = next(level for level in _LEVELS if level in self.by_level)
         self.by_job = self.by_level[level]
-        days = sorted({line["time"][:10] for job in self.by_job.values() for line in job.values()})
-        versions = max(here, key=lambda line: line["time"])["versions"]
-        when = " to ".join(dict.fromkeys((days[0], days[-1])))
-        self.where = f"{cpu}, {level}, one thread, torch {versions['torch']}, {when}"
+        self.where = _where(self.by_job)
+        self.elsewhere: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for levels in found.values():
+            for each in sorted(levels, key=_LEVELS.index):
+                for job, measured in levels[each].items():
+                    if job not in self.by_job and OURS in measured:
+                        self.elsewhere.setdefault(job, measured)
+
+    def of(self, job: Job) -> Mapping[str, Mapping[str, Any]]:
+        """Implementation -> line of a job, from elsewhere where the processor of this table has not measured it."""
+        return self.by_job.get(job.name) or self.elsewhere.get(job.name, {})
 
     def ratio(self, job: Job, over: str | None = None) -> float | None:
         """Time of ours over that of another implementation (None: the baseline), None where one was not measured."""
-        found = self.by_job.get(job.name, {})
+        found = self.of(job)
         if OURS not in found or (over or job.baseline) not in found:
             return None
         return float(found[OURS]["ratio"] / found[over or job.baseline]["ratio"])
 
     def beside(self, job: Job) -> dict[str, float]:
         """Ratio to the baseline of everything else."""
-        found = self.by_job.get(job.name, {})
+        found = self.of(job)
         return {name: line["ratio"] for name, line in found.items() if name not in (job.baseline, OURS)}
 
     def winners(self, job: Job) -> set[str]:
@@ -150,10 +166,16 @@ class Measured:
 
 
 def _rows(jobs: Sequence[Job], measured: Measured) -> str:
+    places: dict[str, dict[str, Mapping[str, Mapping[str, Any]]]] = {}
+    for job in jobs:
+        if job.name in measured.elsewhere:
+            line = measured.elsewhere[job.name][OURS]
+            places.setdefault(f"{line['cpu']}, {line['simd']}", {})[job.name] = measured.elsewhere[job.name]
+    marks = {name: f" ({i})" for i, place in enumerate(places.values(), 1) for name in place}
     head = ["job", "ours / baseline", "reach", "go for", "verdict", "baseline", "beside it, / baseline"]
     rows = [head, ["---", "---:", "---:", "---:", "---", "---", "---"]]
     for job in jobs:
-        found = measured.by_job.get(job.name, {})
+        found = measured.of(job)
         beside = []
         for name, ratio in measured.beside(job).items():
             text = f"{name} {_ratio(ratio)}"
@@ -166,7 +188,7 @@ def _rows(jobs: Sequence[Job], measured: Measured) -> str:
                 text = f"{_ratio(ratio)} ({_ratio(low)} - {_ratio(high)})"
             rows.append(
                 [
-                    f"`{job.name}`: {job.title}" if number == 0 else f"`{job.name}`",
+                    f"`{job.name}`{marks.get(job.name, '')}" + (f": {job.title}" if number == 0 else ""),
                     text,
                     _ratio(goal.reach) if goal else "",
                     _ratio(goal.go_for) if goal else "",
@@ -175,7 +197,8 @@ def _rows(jobs: Sequence[Job], measured: Measured) -> str:
                     ", ".join(beside) if number == 0 else "",
                 ]
             )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    notes = [f"\n({i}) {_where(place)}.\n" for i, place in enumerate(places.values(), 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n" + "".join(notes)
 
 
 def _tabled() -> list[Job]:

@@ -276,7 +276,13 @@ def test_performance_table_has_goals_losses_and_what_was_not_measured() -> None:
         measurement("top-10-warm-of-2000", "scipy eigsh (ARPACK)", 0.01),
         measurement("gram-128", "torch.mm", 1.0, shapes={"n": 1}),
         measurement("gram-128", "catapult_ext", 0.3, shapes={"n": 1}),  # other sizes than declared
-        measurement("fcn5-observed-step", "catapult_ext", 0.3, cpu="Another", time="2026-11-27T01:00"),
+        measurement(
+            "fcn5-observed-step", "catapult_ext", 0.3, cpu="Another", simd="avx2", time="2026-11-27T01:00"
+        ),
+        measurement(
+            "fcn5-observed-step", "torch step", 1.0, cpu="Another", simd="avx2", time="2026-11-27T01:00"
+        ),
+        measurement("agop-100", "catapult_ext", 0.1, cpu="Another", time="2026-11-29T01:00"),
     ]
     table = tables.performance_table(stored)
     assert table.startswith("Some CPU, avx512, one thread, torch 2.13.0, 2026-11-28.\n")
@@ -296,7 +302,12 @@ def test_performance_table_has_goals_losses_and_what_was_not_measured() -> None:
     assert "reach met | torch.linalg.eigh | **scipy eigsh (ARPACK) 0.01** |" in warm[0]
     assert "| 2 | 1 | 0.5 | **missed** | scipy eigsh (ARPACK) |" in warm[1]
     assert row_of(table, "gram-128")[1] == "not measured"
-    assert row_of(table, "fcn5-observed-step")[1] == "not measured"
+    assert row_of(table, "cnn-observed-step")[1] == "not measured"
+    # What another processor alone has measured stands there, and says so.
+    assert [
+        line for line in table.splitlines() if "`fcn5-observed-step` (1): FCN5" in line and "| 0.3 (" in line
+    ]
+    assert table.endswith("\n(1) Another, avx2, one thread, torch 2.13.0, 2026-11-27.\n")
     assert "scaling-" not in tables.standing_table(stored)
     with pytest.raises(ValueError, match="lines: expected some of one thread"):
         tables.performance_table([{**stored[0], "threads": 2}])
