@@ -153,7 +153,7 @@ class Observer:
 
         Raises:
             TypeError, ValueError: an argument that does not fit, a model that is not on a CUDA device, or an Observer
-                with kernel=False, hessian=True or max_bytes.
+                with kernel=False, hessian=True, max_bytes or verify="always".
             UnsupportedModule: what a pass refuses, and what a replay could not repeat: a forward, or a rule, that
                 reads values on the host (embedding bags do), copies from it, or routes by values; a forward with
                 state outside of parameters and buffers; and a plan that the capture's x does not settle.

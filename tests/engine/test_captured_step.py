@@ -321,6 +321,7 @@ def test_a_capture_needs_a_cuda_device() -> None:
         ({"kernel": False}, "an Observer with kernel=True, got False"),
         ({"hessian": True}, "an Observer with hessian=False, got True"),
         ({"max_bytes": 10**9}, "an Observer with max_bytes=None, got 1000000000"),
+        ({"verify": "always"}, "an Observer without verify='always'"),
         ({"lr": float("nan")}, "lr: expected a finite number"),
         ({"lr": "fast"}, "lr: expected a finite number"),
     ],

@@ -47,6 +47,15 @@ def test_a_parameter_that_freezes_on_the_way() -> None:
     assert brute_force.relative(kernel, brute_force.kernel_of(rows)) <= 1e-10
 
 
+@pytest.mark.parametrize("name", ["in-place relu", "output (n,)"])
+def test_inside_of_no_grad(name: str) -> None:
+    model = make(name, 0)
+    x, y = _batch(5, 0)
+    expected = cx.observe(model, x, y).kernel
+    with torch.no_grad():
+        assert torch.equal(cx.observe(model, x, y).kernel, expected)
+
+
 def test_two_observers_of_one_model_agree_bitwise() -> None:
     model = make("convolutions", 0)
     x, y = _batch(6, 1)
