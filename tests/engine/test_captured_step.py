@@ -204,6 +204,38 @@ def test_a_capture_leaves_the_model_as_found(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_buffers_of_any_kind() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(32, 4), nn.Linear(4, 1)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0, 0.0]))
+            self.register_buffer("unset", torch.full((2,), torch.nan))
+            self.register_buffer("turns", torch.polar(torch.ones(4), torch.ones(4)))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.head((self.layer(x) * self.turns.real + self.mask).softmax(1))
+
+    torch.manual_seed(0)
+    model = Masked()
+    step = captured(model, torch.randn(6, 32), torch.randn(6, 1))
+    assert int(model.calls) == 0
+    step()
+    step()
+    assert int(model.calls) == 2
+
+
+def test_a_rate_that_destroys_the_model() -> None:
+    model = fcn().float()
+    before = copy.deepcopy(model)
+    with pytest.raises(cx.NonFinite, match="leaves parameters that are not finite"):
+        captured(model, *data(model, 0), 3e38)
+    for own, other in zip(state_of(model), state_of(before), strict=True):
+        assert torch.equal(own, other)
+
+
 def test_an_observation_made_before_a_replay_is_stale() -> None:
     model = fcn()
     step = captured(model, *data(model, 0))
