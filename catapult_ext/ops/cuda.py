@@ -30,7 +30,7 @@ VERSIONS: dict[str, tuple[str, ...]] = {
     "ntk_gram": ("simple", "ffma", "tf32x3", "cluster"),
     "jacobian_conv2d": ("simple",),
     "topk_eigh": ("simple",),
-    "spectral_norm": ("simple",),
+    "spectral_norm": ("simple", "warp"),
 }
 
 _native: Any = _C

@@ -3,6 +3,7 @@
 // numbers (a start like K 1 can be orthogonal to the top vector) and would reach the exact
 // tridiagonal form after n steps, so that it always ends.
 #include "cuda/device.cuh"
+#include "cuda/fused_plan.h"
 #include "cuda/ops.h"
 #include "cuda/topk_eigh.h"
 #include "cuda/tridiagonal.h"
@@ -151,17 +152,24 @@ void launch(const Norm& problem, const Context& context) {
                          nullptr, 0, problem.tol, values + i, nullptr, nullptr, workspace, context.status});
 }
 
+enum Version : int { kSimple = 0, kWarp = 1, kVersions };
+
+// Larger matrices go the simple way in both versions.
+bool use_warp(const Norm& problem) { return problem.version == kWarp && problem.n <= kWarpLimit; }
+
 }  // namespace
 
 int64_t spectral_norm_workspace_bytes(const Norm& problem, int device) {
   if (problem.batch == 0 || problem.n == 0) return 0;
+  if (use_warp(problem)) return norm_warp_workspace_bytes(problem, device);
   if (problem.n <= kLanczosLimit) return 8 * problem.batch * lanczos_workspace_doubles(problem.n);
   return 8 * plan_krylov(problem.n, 1, Stream("spectral_norm", device, 0).shared_limit()).total_doubles;
 }
 
 void launch_spectral_norm(const Norm& problem, const Context& context) {
-  check_version("spectral_norm", problem.version, 1);
+  check_version("spectral_norm", problem.version, kVersions);
   if (problem.batch == 0 || problem.n == 0) return;
+  if (use_warp(problem)) return launch_norm_warp(problem, context);
   if (problem.dtype == DType::kFloat32)
     launch<float>(problem, context);
   else

@@ -41,4 +41,8 @@ struct KrylovProblem {
 template <typename T>
 void launch_krylov(const Stream& stream, const Context& context, const KrylovProblem<T>& problem);
 
+// spectral_norm of matrices of at most kWarpLimit rows, version "warp".
+int64_t norm_warp_workspace_bytes(const Norm& problem, int device);
+void launch_norm_warp(const Norm& problem, const Context& context);
+
 }  // namespace catapult::cuda

@@ -264,15 +264,97 @@ def test_krylov_without_convergence_ends_in_the_direct_solver(call):
     cuda_cases.check_topk(call, "cpu", torch.float64, x @ x.T, 1, tol=1e-30)
 
 
+@pytest.fixture(params=cuda.VERSIONS["spectral_norm"])
+def norm_version(request):
+    """Run the test with every implementation of spectral_norm."""
+    cuda.select("spectral_norm", request.param)
+    yield request.param
+    cuda.select("spectral_norm", "simple")
+
+
 @dtypes
 @pytest.mark.parametrize("n", [1, 2, 5, 33, 100])
-def test_norms(call, dtype, n):
+def test_norms(call, norm_version, dtype, n):
     x = torch.randn(3, n, n + 2, dtype=torch.float64)
     batch = x @ x.mT
     batch[1] *= 1e-20
     batch[2] += 1e4
     cuda_cases.check_norm(call, "cpu", dtype, batch)
     cuda_cases.check_norm(call, "cpu", dtype, torch.zeros(1, n, n))
+
+
+@pytest.fixture
+def bracketed(call, monkeypatch):
+    """Values of spectral_norm "warp", and whether the bracket of each matrix closed without the direct method."""
+    monkeypatch.setitem(cuda._selected, "spectral_norm", cuda.VERSIONS["spectral_norm"].index("warp"))
+
+    def find(batch: torch.Tensor, tol: float = 1e-6) -> tuple[torch.Tensor, list[bool]]:
+        batch = torch.tril(batch) + torch.triu(torch.full_like(batch, torch.nan), 1)
+        values = call("spectral_norm", batch, tol)
+        closed = call.workspaces[-1].view(torch.int32)[: len(batch)] == 0
+        return values, closed.tolist()
+
+    return find
+
+
+@dtypes
+@pytest.mark.parametrize("n", [3, 8, 32, 128])
+def test_a_bracket_closes_where_one_eigenvalue_stands_out(bracketed, dtype, n):
+    x = torch.rand(3, n, 4 * n, dtype=dtype)  # positive entries: lambda_1 is far above the others
+    exact = torch.linalg.eigvalsh((x @ x.mT).double())[:, -1]
+    for scale in (1.0, 1e-30, 1e25):
+        values, closed = bracketed(scale * (x @ x.mT))
+        assert closed == [True] * 3
+        torch.testing.assert_close(values.double(), scale * exact, rtol=2e-6, atol=0)
+    negative = torch.eye(n, dtype=dtype).expand(2, n, n) * -1.0
+    values, _ = bracketed(negative)
+    torch.testing.assert_close(values, torch.full_like(values, -1.0), rtol=1e-6, atol=0)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [2, 20, 70, 128])
+def test_a_bracket_that_cannot_close_ends_in_the_direct_method(bracketed, dtype, n):
+    hidden = torch.eye(n, dtype=dtype)
+    hidden[:2, :2] = torch.tensor([[5.0, -4.0], [-4.0, 5.0]])  # top vector (1, -1, 0, ...): orthogonal to ones
+    cases = torch.stack([hidden, 1e-12 * hidden, hidden - 9.5 * torch.eye(n, dtype=dtype)])
+    values, closed = bracketed(cases)
+    if n > 2:
+        assert not closed[0]
+        assert not closed[1]
+    expected = torch.tensor([9.0, 9e-12, -0.5], dtype=dtype)
+    torch.testing.assert_close(values, expected, rtol=2e-6, atol=0)
+
+
+def test_a_matrix_that_does_not_fit_the_shared_memory_is_reduced_in_the_workspace(bracketed, call):
+    x = torch.randn(2, 40, 40, dtype=torch.float64)
+    values, closed = bracketed(x @ x.mT, 1e-12)
+    assert closed == [False, False]
+    call.module.emulator_configure(shared_limit=24 * 1024, shuffle_seed=3)
+    assert torch.equal(bracketed(x @ x.mT, 1e-12)[0], values)
+
+
+def test_bracketed_norms_note_what_is_not_finite(call, monkeypatch):
+    monkeypatch.setitem(cuda._selected, "spectral_norm", cuda.VERSIONS["spectral_norm"].index("warp"))
+    batch = torch.eye(6).repeat(3, 1, 1)
+    batch[1, 4, 2] = torch.inf
+    values = cuda.IMPLEMENTATIONS["spectral_norm"](batch, 1e-6)
+    assert values.isfinite().tolist() == [True, False, True]
+    with pytest.raises(cx.NonFinite):
+        cuda.check(CPU)
+
+
+@dtypes
+def test_bracketed_norms_are_bitwise_the_same_in_any_order_of_threads(bracketed, call, dtype):
+    x = torch.rand(1, 60, 70, dtype=dtype)
+    batch = torch.cat([x @ x.mT, (x - 0.5) @ (x - 0.5).mT])
+    found = []
+    for seed in (0, 1, 2):
+        call.module.emulator_configure(shuffle_seed=seed)
+        values, closed = bracketed(batch)
+        assert closed == [True, False]
+        found.append(values)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @dtypes
