@@ -149,18 +149,40 @@ CONVOLUTIONS = [
     (2, 1, 3, (9, 8), 70, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     (3, 1, 6, (6, 6), 6, (3, 3), (1, 2), (2, 0), (1, 2), 6),
     (2, 1, 8, (4, 20), 5, (1, 5), (1, 1), (0, 2), (1, 1), 1),
+    (2, 1, 5, (7, 8), 4, (1, 1), (2, 2), (0, 0), (1, 1), 1),
 ]
 
 
-def check_convolution(call: Call, device: str, dtype: torch.dtype, case: tuple, tile_bytes: int) -> None:
-    """A convolution whose sensitivities arrive transposed, as they do with channels last."""
+#: How the images of a convolution lie in memory; "gaps": rows that do not follow each other closely.
+LAYOUTS = ("channels last", "dense", "gaps")
+
+
+def _laid_out(shape: Sequence[int], dtype: torch.dtype, layout: str) -> Tensor:
+    """Random images [..., C, H, W]."""
+    *outer, channels, height, width = shape
+    if layout == "channels last":
+        return torch.randn(*outer, height, width, channels, dtype=dtype).movedim(-1, -3)
+    if layout == "gaps":
+        return nan_like((*shape[:-1], width + 3), dtype)[..., 2:-1].copy_(torch.randn(*shape, dtype=dtype))
+    return torch.randn(*shape, dtype=dtype)
+
+
+def check_convolution(
+    call: Call,
+    device: str,
+    dtype: torch.dtype,
+    case: tuple,
+    tile_bytes: int,
+    layout: str = "channels last",
+) -> None:
+    """A convolution; with channels last, its sensitivities arrive transposed."""
     n, c, channels, image, out, kernel_size, stride, padding, dilation, groups = case
     sizes = [
         (image[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
     ]
-    input = torch.randn(n, *image, channels, dtype=dtype).permute(0, 3, 1, 2)
-    b = torch.randn(n, c, *sizes, out, dtype=dtype).permute(0, 1, 4, 2, 3)
+    input = _laid_out((n, channels, *image), dtype, layout)
+    b = _laid_out((n, c, out, *sizes), dtype, layout)
     tail = (0.7, kernel_size, stride, padding, dilation, groups, tile_bytes)
     _compare_sweep(
         "jacobian_accumulate_.conv2d", call, device, dtype, n * c, (out, channels // groups, *kernel_size),

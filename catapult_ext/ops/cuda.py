@@ -28,7 +28,7 @@ _NON_FINITE, _NOT_CONVERGED, _NO_SUCH_SAMPLE = 1, 2, 4  # Status in csrc/cuda/de
 #: Implementations of an op, the simplest first: the default. The others have passed every test that needs no GPU.
 VERSIONS: dict[str, tuple[str, ...]] = {
     "ntk_gram": ("simple", "ffma", "tf32x3", "cluster"),
-    "jacobian_conv2d": ("simple",),
+    "jacobian_conv2d": ("simple", "ffma", "tf32x3"),
     "topk_eigh": ("simple",),
     "spectral_norm": ("simple", "warp"),
 }

@@ -293,15 +293,13 @@ struct TileRows {
   }
 };
 
-// engine = sum over the columns [begin, end) of the tile's rows of x and y. All threads of the block must
-// call it; `begin` is a multiple of 4. Behind it the stages may be overwritten.
-template <typename Engine>
-__device__ inline void tile_sum(Engine& engine, const TileMemory<Engine>& memory,
-                                const MatrixRows<typename Engine::Scalar>& x_rows,
-                                const MatrixRows<typename Engine::Scalar>& y_rows, int64_t begin,
-                                int64_t end) {
+// engine = sum over the columns [begin, end) of rows that x and y copy: copy(stage, k0, end), as TileRows
+// has it. All threads of the block must call it; `begin` is a multiple of 4. Behind it the stages may be
+// overwritten.
+template <typename Engine, typename Rows>
+__device__ inline void stream_columns(Engine& engine, const TileMemory<Engine>& memory, const Rows& x,
+                                      const Rows& y, int64_t begin, int64_t end) {
   constexpr int kStage = TileMemory<Engine>::kStage, kAhead = Engine::kStages - 1;
-  const TileRows<Engine> x(x_rows, memory.offsets), y(y_rows, memory.offsets + Engine::kSide);
   engine.clear();
   __syncthreads();  // the offsets are there
   auto fetch = [&](int64_t k, int stage) {
@@ -324,6 +322,16 @@ __device__ inline void tile_sum(Engine& engine, const TileMemory<Engine>& memory
   engine.finish();
   wait_copies<0>();
   __syncthreads();
+}
+
+// The same for rows of matrices.
+template <typename Engine>
+__device__ inline void tile_sum(Engine& engine, const TileMemory<Engine>& memory,
+                                const MatrixRows<typename Engine::Scalar>& x_rows,
+                                const MatrixRows<typename Engine::Scalar>& y_rows, int64_t begin,
+                                int64_t end) {
+  const TileRows<Engine> x(x_rows, memory.offsets), y(y_rows, memory.offsets + Engine::kSide);
+  stream_columns(engine, memory, x, y, begin, end);
 }
 
 // The same for so few columns that stages do not pay: every element by itself.

@@ -1,5 +1,6 @@
 // K += G G^T and grad += G^T w, for a tile G of per-sample gradients that is given, or that is made
 // here from the input and the sensitivities of a convolution (or of a Linear over positions).
+#include "cuda/jacobian_accumulate.cuh"
 #include "cuda/launch.h"
 #include "cuda/ops.h"
 #include "cuda/tile_product.cuh"
@@ -249,6 +250,9 @@ void launch_jacobian_tile(const JacobianTile& problem, const Context& context) {
 }
 
 int64_t jacobian_conv2d_workspace_bytes(const JacobianConv2d& problem) {
+  check_version("jacobian_conv2d", problem.version, kConvVersions);
+  if (problem.version == kConvFfma) return conv_ffma_workspace_bytes(problem);
+  if (problem.version == kConvTf32x3) return conv_tensor_workspace_bytes(problem);
   const Sweep sweep = plan_sweep(problem);
   int64_t inner = 0;  // a short last tile may split differently from a full one
   const int64_t last = sweep.channels_per_group % sweep.tile_channels;
@@ -259,7 +263,9 @@ int64_t jacobian_conv2d_workspace_bytes(const JacobianConv2d& problem) {
 }
 
 void launch_jacobian_conv2d(const JacobianConv2d& problem, const Context& context) {
-  check_version("jacobian_conv2d", problem.version, 1);
+  check_version("jacobian_conv2d", problem.version, kConvVersions);
+  if (problem.version == kConvFfma) return launch_conv_ffma(problem, context);
+  if (problem.version == kConvTf32x3) return launch_conv_tensor(problem, context);
   if (problem.dtype == DType::kFloat32)
     launch_sweep<float>(problem, context);
   else

@@ -216,17 +216,113 @@ def test_tile(call, dtype, rows, columns):
     cuda_cases.check_tile(call, "cpu", dtype, rows, columns)
 
 
+@pytest.fixture(params=cuda.VERSIONS["jacobian_conv2d"])
+def conv_version(request):
+    """Run the test with every implementation of jacobian_conv2d."""
+    cuda.select("jacobian_conv2d", request.param)
+    yield request.param
+    cuda.select("jacobian_conv2d", "simple")
+
+
 @dtypes
 @pytest.mark.parametrize("tile_bytes", [1, 700, 1 << 20])
-def test_tokens(call, dtype, tile_bytes):
+def test_tokens(call, conv_version, dtype, tile_bytes):
     cuda_cases.check_tokens(call, "cpu", dtype, 3, 2, 5, 7, 6, tile_bytes)
+    cuda_cases.check_tokens(call, "cpu", dtype, 2, 1, 20, 72, 4, tile_bytes)
 
 
 @dtypes
 @pytest.mark.parametrize("case", cuda_cases.CONVOLUTIONS, ids=str)
-def test_convolution(call, dtype, case):
+def test_convolution(call, conv_version, dtype, case):
     for tile_bytes in (500, 1 << 20):
         cuda_cases.check_convolution(call, "cpu", dtype, case, tile_bytes)
+
+
+@dtypes
+@pytest.mark.parametrize("layout", cuda_cases.LAYOUTS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        (2, 2, 5, (6, 8), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+        (3, 1, 8, (7, 12), 5, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+        (2, 1, 6, (1, 70), 4, (1, 1), (1, 3), (0, 0), (1, 1), 2),
+        (2, 1, 3, (33, 1), 4, (1, 1), (2, 1), (0, 0), (1, 1), 1),
+    ],
+    ids=str,
+)
+def test_convolution_of_any_layout(call, conv_version, dtype, case, layout):
+    cuda_cases.check_convolution(call, "cpu", dtype, case, 1 << 20, layout)
+
+
+@dtypes
+def test_convolution_in_many_tiles_and_parts(call, conv_version, dtype):
+    """Several tiles along rows and taps, the last ones with fewer columns than there are parts."""
+    case = (3, 1, 8, (4, 5), 70, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    cuda_cases.check_convolution(call, "cpu", dtype, case, 20_000, "dense")
+
+
+@pytest.mark.parametrize("version", ["ffma", pytest.param("tf32x3", marks=pytest.mark.slow)])
+def test_convolution_of_large_blocks(call, version):
+    """100 samples with 128 rows and 126 taps fill 132 multiprocessors best with blocks of 128."""
+    cuda.select("jacobian_conv2d", version)
+    try:
+        case = (100, 1, 14, (7, 8), 128, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+        cuda_cases.check_convolution(call, "cpu", torch.float32, case, 1 << 23, "dense")
+    finally:
+        cuda.select("jacobian_conv2d", "simple")
+
+
+@pytest.mark.parametrize("version", ["ffma", pytest.param("tf32x3", marks=pytest.mark.slow)])
+def test_convolution_of_many_samples_goes_straight_into_the_kernel(call, version):
+    cuda.select("jacobian_conv2d", version)
+    try:
+        case = (600, 3, 1, (1, 3), 2, (1, 2), (1, 1), (0, 0), (1, 1), 1)
+        cuda_cases.check_convolution(call, "cpu", torch.float32, case, 1 << 23, "dense")
+    finally:
+        cuda.select("jacobian_conv2d", "simple")
+
+
+def test_convolution_does_not_depend_on_the_order_of_threads(call, conv_version):
+    torch.manual_seed(0)
+    input, b = torch.randn(5, 8, 6, 6), torch.randn(5, 2, 9, 6, 6)
+    found = []
+    for seed in range(3):
+        call.module.emulator_configure(shuffle_seed=seed)
+        kernel, grad = torch.zeros(10, 10), torch.zeros(9, 8, 3, 3)
+        geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+        call("jacobian_accumulate_.conv2d", kernel, grad, input, b, torch.ones(10), 1.0, *geometry, 1 << 14)
+        found.append((kernel, grad))
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(other, found[0], strict=True))
+
+
+def test_a_convolution_that_is_not_finite_is_noted(call, conv_version):
+    input, b = torch.randn(2, 2, 4, 4), torch.randn(2, 1, 3, 4, 4)
+    geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    b[1, 0, 2, 3, 3] = torch.inf
+    with pytest.raises(cx.NonFinite):
+        call("jacobian_accumulate_.conv2d", torch.zeros(2, 2), None, input, b, None, 1.0, *geometry, 1 << 14)
+    b[1, 0, 2, 3, 3] = 0.0
+    weight, grad = torch.full((2,), torch.nan), torch.zeros(3, 2, 3, 3)
+    with pytest.raises(cx.NonFinite):
+        call(
+            "jacobian_accumulate_.conv2d", torch.zeros(2, 2), grad, input, b, weight, 1.0, *geometry, 1 << 14
+        )
+
+
+def test_a_convolution_takes_two_launches_a_tile(call):
+    """Gradients and products; the parts of the products are added up once, at the end."""
+    input, b = torch.randn(3, 8, 4, 4), torch.randn(3, 1, 64, 4, 4)
+    geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    for version in cuda.VERSIONS["jacobian_conv2d"][1:]:
+        cuda.select("jacobian_conv2d", version)
+        try:
+            for tile_bytes, tiles in ((1 << 20, 1), (3 * 4 * 64 * 64, 2)):
+                before = call.module.emulator_launches()
+                arguments = (torch.zeros(3, 3), torch.zeros(64, 8, 3, 3), input, b, torch.ones(3), 1.0)
+                call("jacobian_accumulate_.conv2d", *arguments, *geometry, tile_bytes)
+                assert call.module.emulator_launches() == before + 2 * tiles + 1
+        finally:
+            cuda.select("jacobian_conv2d", "simple")
 
 
 @dtypes
@@ -612,6 +708,17 @@ def test_a_version_that_does_not_exist_is_refused(call, monkeypatch):
     monkeypatch.setattr(cuda, "_selected", dict.fromkeys(cuda.VERSIONS, 99))
     with pytest.raises(ValueError, match=r"ntk_gram_?: expected a version from 0 to .*, got 99"):
         call("ntk_gram_", torch.empty(2, 2), [torch.ones(2, 1)], [torch.ones(2, 1)], [1.0], [0.0], False)
+    with pytest.raises(ValueError, match=r"jacobian_conv2d: expected a version from 0 to 2, got 99"):
+        call(
+            "jacobian_accumulate_.tokens",
+            torch.zeros(1, 1),
+            None,
+            torch.ones(1, 2, 3),
+            torch.ones(1, 1, 2, 3),
+            None,
+            1.0,
+            99,
+        )
     for name, arguments in {
         "topk_eigh": (torch.eye(3), 1, None, 1e-6),
         "spectral_norm": (torch.eye(3), 1e-6),
