@@ -28,7 +28,7 @@ _REPEATS = 50
 
 @dataclass(frozen=True)
 class GpuCase:
-    """Implementations of one thing on the GPU; the first is the baseline, "catapult_ext" is ours.
+    """Implementations of one thing on the GPU; the first is the baseline, "catapult_ext" is ours (its default version).
 
     Graphs are made when their turn comes: what they keep counts as their memory, and goes before the next.
     """
@@ -42,6 +42,7 @@ class GpuCase:
     capture: bool = True
     graphs: dict[str, Callable[[], Callable[[], object]]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    op: str | None = None  # of `cuda.VERSIONS`, each of which is measured
 
 
 def _time(call: Callable[[], object]) -> tuple[float, float, float, int]:
@@ -78,10 +79,22 @@ def _as_it_is(call: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
+def _with_version(op: str, version: str, call: Callable[[], object]) -> object:
+    cuda_ops.select(op, version)
+    try:
+        return call()
+    finally:
+        cuda_ops.select(op, cuda_ops.VERSIONS[op][0])
+
+
 def _measure(case: GpuCase) -> Iterator[dict[str, object]]:
-    makers = {name: partial(_as_it_is, call) for name, call in case.implementations.items()} | case.graphs
+    calls, ours = dict(case.implementations), ["catapult_ext"]
+    for version in () if case.op is None else cuda_ops.VERSIONS[case.op][1:]:
+        ours.append(f"catapult_ext {version}")
+        calls[ours[-1]] = partial(_with_version, case.op, version, calls["catapult_ext"])
+    makers = {name: partial(_as_it_is, call) for name, call in calls.items()} | case.graphs
     if case.capture:
-        makers["catapult_ext, graph"] = partial(_graphed, case.implementations["catapult_ext"])
+        makers |= {f"{name}, graph": partial(_graphed, calls[name]) for name in ours}
     baseline, reference = next(iter(makers)), None
     for name, make in makers.items():
         torch.cuda.reset_peak_memory_stats()
@@ -138,11 +151,11 @@ def _gram_case(n: int, widths: list[tuple[int, int]], dtype: torch.dtype) -> Gpu
     return GpuCase(
         "gpu_ntk_gram", {"n": n, "layers": len(a), "m": widths[0][0]}, dtype,
         {"torch": plain, "catapult_ext": lambda: ops.ntk_gram(a, b, scale, beta, out=out)},
-        error, flop=float(n * n * sum(m + w for m, w in widths)),
+        error, flop=float(n * n * sum(m + w for m, w in widths)), op="ntk_gram",
     )  # fmt: skip
 
 
-def _convolution_case(n: int, channels: int, size: int) -> GpuCase:
+def _convolution_case(n: int, channels: int, size: int, *, compare: bool = True) -> GpuCase:
     input = torch.randn(n, channels, size, size, device="cuda")
     b = torch.randn(n, 1, channels, size, size, device="cuda")
     kernel = torch.zeros(n, n, device="cuda")
@@ -159,13 +172,14 @@ def _convolution_case(n: int, channels: int, size: int) -> GpuCase:
         ops.jacobian_accumulate_conv2d_(kernel, input, b, kernel_size=(3, 3), padding=(1, 1))
         return kernel
 
-    exact = plain(input.double(), b.double())
+    exact = plain(input.double(), b.double()) if compare else None
     weights = channels * channels * 9
     return GpuCase(
         "gpu_jacobian_conv2d", {"n": n, "channels": channels, "image": size}, torch.float32,
         {"torch grouped convolution": plain, "catapult_ext": ours},
-        lambda got: float((got.double() - exact).abs().max() / exact.abs().max()),  # type: ignore[attr-defined]
-        flop=float(n * weights * (2 * size * size + n)),
+        None if exact is None
+        else lambda got: float((got.double() - exact).abs().max() / exact.abs().max()),  # type: ignore[attr-defined]
+        flop=float(n * weights * (2 * size * size + n)), op="jacobian_conv2d",
     )  # fmt: skip
 
 
@@ -186,7 +200,7 @@ def _eigen_case(n: int, k: int, dtype: torch.dtype, *, warm: bool) -> GpuCase:
             "torch.linalg.eigh": lambda: torch.linalg.eigh(kernel),
             "catapult_ext": lambda: ops.topk_eigh(kernel, k, start=start, tol=tol),
         },
-        error, tags={"start": "warm" if warm else "cold"},
+        error, tags={"start": "warm" if warm else "cold"}, op="topk_eigh",
     )  # fmt: skip
 
 
@@ -200,6 +214,7 @@ def _norm_case(batch: int, n: int) -> GpuCase:
             "catapult_ext": lambda: ops.spectral_norm(kernel),
         },
         lambda got: float(((got.double() - exact) / exact).abs().max()),  # type: ignore[attr-defined]
+        op="spectral_norm",
     )  # fmt: skip
 
 
@@ -330,6 +345,7 @@ def _cases() -> Iterator[tuple[str, Callable[[], GpuCase]]]:
                 )
     yield "conv", lambda: _convolution_case(128, 64, 32)
     yield "conv 512", lambda: _convolution_case(32, 512, 32)
+    yield "conv 512 of 128", lambda: _convolution_case(128, 512, 32, compare=False)
     for batch, n in ((2000, 5), (500, 20), (500, 100)):
         yield f"norm {n}", lambda batch=batch, n=n: _norm_case(batch, n)
     yield "agop", lambda: _agop_case(5000, 3072)
