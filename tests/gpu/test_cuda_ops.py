@@ -92,21 +92,55 @@ def test_tile(device, dtype, rows, columns):
     cuda_cases.check_tile(call, device, dtype, rows, columns)
 
 
+@pytest.fixture(params=cuda.VERSIONS["jacobian_conv2d"])
+def conv_version(request):
+    """Run the test with every implementation of jacobian_conv2d."""
+    cuda.select("jacobian_conv2d", request.param)
+    yield request.param
+    cuda.select("jacobian_conv2d", "simple")
+
+
 @dtypes
 @pytest.mark.parametrize("tile_bytes", [1, 700, 8 << 20])
-def test_tokens(device, dtype, tile_bytes):
+def test_tokens(device, conv_version, dtype, tile_bytes):
     cuda_cases.check_tokens(call, device, dtype, 3, 2, 5, 7, 6, tile_bytes)
     cuda_cases.check_tokens(call, device, dtype, 8, 1, 64, 96, 80, 1 << 20)
 
 
 @dtypes
 @pytest.mark.parametrize("case", [*cuda_cases.CONVOLUTIONS,
-    (16, 1, 64, (32, 32), 64, (3, 3), (1, 1), (1, 1), (1, 1), 1)], ids=str)  # fmt: skip
-def test_convolution(device, dtype, case):
-    for tile_bytes in (500, 8 << 20):
-        if case[4] == 64 and tile_bytes == 500:
-            continue
-        cuda_cases.check_convolution(call, device, dtype, case, tile_bytes)
+    (16, 1, 64, (32, 32), 64, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    (3, 1, 8, (4, 5), 70, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    (100, 1, 14, (7, 8), 128, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    (600, 3, 1, (1, 3), 2, (1, 2), (1, 1), (0, 0), (1, 1), 1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("layout", ["channels last", "dense"])
+def test_convolution(device, conv_version, dtype, case, layout):
+    for tile_bytes in (500, 20_000, 8 << 20):
+        if case[4] < 64 or tile_bytes == 8 << 20:
+            cuda_cases.check_convolution(call, device, dtype, case, tile_bytes, layout)
+
+
+@dtypes
+def test_convolution_in_a_graph_has_the_same_bits(device, conv_version, dtype):
+    input, b = torch.randn(20, 8, 6, 6, dtype=dtype), torch.randn(20, 1, 70, 6, 6, dtype=dtype)
+    kernel, grad = torch.zeros(20, 20, dtype=dtype), torch.zeros(70, 8, 3, 3, dtype=dtype)
+    weight = torch.randn(20, dtype=dtype)
+    input, b, kernel, grad, weight = (t.to(device) for t in (input, b, kernel, grad, weight))
+    arguments = (input, b, weight, 0.5, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1 << 16)
+    found = []
+    for graphed in (False, True, True):
+        kernel.zero_()
+        grad.zero_()
+        if graphed:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run("jacobian_accumulate_.conv2d", kernel, grad, *arguments)
+            graph.replay()
+        else:
+            run("jacobian_accumulate_.conv2d", kernel, grad, *arguments)
+        found.append((kernel.clone(), grad.clone()))
+    cuda.check(torch.device(device))
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(other, found[0], strict=True))
 
 
 @dtypes
