@@ -64,7 +64,7 @@ struct Ffma {
   __device__ void step(const T* x, const T* y) {
     x += first_row * kLine;
     y += first_column * kLine;
-#pragma unroll
+#pragma unroll 2  // of four: more would need more registers than there are
     for (int k = 0; k < kDepth; k += kVector) {
       T a[8][kVector];
 #pragma unroll

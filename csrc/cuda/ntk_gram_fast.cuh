@@ -48,29 +48,32 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   bool finite = true;
   for (int index = 0; index < 2 * arguments.num_layers; ++index) {
     whole_product(engine, memory, arguments, index, row, column);
+    // What is parked is read by the same thread alone.
     T* parked = memory.park + threadIdx.x;
-    if (index % 2 == 0) {
-      const GramLayer& layer = arguments.layers[index / 2];
+    const bool first_factor = index % 2 == 0;
+    const GramLayer& layer = arguments.layers[index / 2];
 #pragma unroll
-      for (int e = 0; e < Engine::kElements; ++e)
-        parked[e * Engine::kThreads] =
-            static_cast<T>(layer.scale * (static_cast<double>(engine.total(e)) + layer.beta));
-      continue;
+    for (int e = 0; e < Engine::kElements; ++e) {
+      const double total = static_cast<double>(engine.total(e));
+      T& value = parked[e * Engine::kThreads];
+      value = static_cast<T>(first_factor ? layer.scale * (total + layer.beta)
+                                          : static_cast<double>(value) * total);
     }
-    // The sum over layers lives in K: a thread reads what it wrote itself, a small part of the traffic.
+    if (first_factor) continue;
+    // The sum over layers lives in K: a small part of the traffic. A loop that is not unrolled leaves the
+    // registers to the sums.
     const bool add = index > 1 || arguments.accumulate, last = index + 1 == 2 * arguments.num_layers;
-#pragma unroll
+#pragma unroll 1
     for (int e = 0; e < Engine::kElements; ++e) {
       const int64_t i = row + engine.row(e), j = column + engine.column(e);
       if (i >= arguments.rows || j >= arguments.columns || (arguments.symmetric && j > i)) continue;
       T* target = arguments.kernel + i * arguments.kernel_stride + j;
-      double value = static_cast<double>(parked[e * Engine::kThreads]) * static_cast<double>(engine.total(e));
-      if (add) value += static_cast<double>(*target);
-      const T rounded = static_cast<T>(value);
-      *target = rounded;
+      T value = parked[e * Engine::kThreads];
+      if (add) value += *target;
+      *target = value;
       if (!last) continue;
-      if (arguments.symmetric && i != j) arguments.kernel[j * arguments.kernel_stride + i] = rounded;
-      finite &= isfinite(static_cast<double>(rounded));
+      if (arguments.symmetric && i != j) arguments.kernel[j * arguments.kernel_stride + i] = value;
+      finite &= isfinite(static_cast<double>(value));
     }
   }
   if (!finite) raise_status(arguments.status, kNonFinite);

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <set>
 
+#include "cuda/jacobian_plan.h"
+#include "cuda/ntk_gram_plan.h"
 #include "cuda/plans.h"
 #include "cuda/tridiagonal.h"
 #include "test.h"
@@ -75,6 +77,79 @@ CATAPULT_TEST(cuda_gram_plan_splits_only_small_problems) {
   EXPECT(!plan_gram(64, 64, true, &narrow, &narrow, 0).split, "no layers");
 }
 
+CATAPULT_TEST(cuda_fast_gram_plan_covers_every_column_once) {
+  std::mt19937_64 source(3);
+  auto pick = [&source](int64_t least, int64_t most) {
+    return std::uniform_int_distribution<int64_t>(least, most)(source);
+  };
+  int large_plans = 0, split_plans = 0;
+  for (int trial = 0; trial < 4000; ++trial) {
+    const int terms = static_cast<int>(pick(1, kMaxTerms));
+    int64_t a[kMaxTerms], b[kMaxTerms];
+    for (int i = 0; i < terms; ++i) {
+      a[i] = pick(0, trial % 3 == 0 ? 6 : 5000);
+      b[i] = pick(0, trial % 5 == 0 ? 6 : 5000);
+    }
+    const bool symmetric = trial % 2 == 0, large_tiles = trial % 7 != 0;
+    const int cluster = trial % 4 == 1 ? kClusterBlocks : 1;
+    const int64_t most = trial % 3 == 1 ? 400 : 6000;
+    const int64_t rows = pick(0, most), columns = symmetric ? rows : pick(0, most);
+    const FastGramPlan plan = plan_gram_fast(rows, columns, symmetric, a, b, terms, large_tiles, cluster);
+    const GramPlan& gram = plan.gram;
+    const int64_t side = plan.side;
+    EXPECT(side == kTile || (side == kLargeTile && large_tiles && !gram.split), "tiles of " << side);
+    EXPECT(gram.row_tiles * side >= rows && (gram.row_tiles - 1) * side < rows, "rows " << rows);
+    EXPECT(gram.column_tiles * side >= columns && (gram.column_tiles - 1) * side < columns,
+           "columns " << columns);
+    EXPECT(gram.tiles == (symmetric ? triangle(gram.row_tiles) : gram.row_tiles * gram.column_tiles),
+           "tiles " << gram.tiles);
+    large_plans += side == kLargeTile;
+    if (!gram.split) {
+      EXPECT(gram_workspace_bytes(gram, terms, 8) == 0, "a plan without parts asks for memory");
+      continue;
+    }
+    ++split_plans;
+    int64_t wide = 0;
+    for (int i = 0; i < 2 * terms; ++i) {
+      const int64_t depth = i % 2 == 0 ? a[i / 2] : b[i / 2];
+      const int64_t parts = gram.first_part[i + 1] - gram.first_part[i];
+      wide += depth > kNarrow;
+      if (depth <= kNarrow) {
+        EXPECT(parts == 0, "product " << i << ": " << depth << " columns have parts");
+        continue;
+      }
+      EXPECT(gram.columns_per_part[i] % kPartChunk == 0,
+             "part of " << gram.columns_per_part[i] << " columns");
+      EXPECT(parts * gram.columns_per_part[i] >= depth, "product " << i << ": columns are left out");
+      EXPECT((parts - 1) * gram.columns_per_part[i] < depth, "product " << i << ": an empty part");
+    }
+    EXPECT(gram.parts(terms) * gram.tiles <= 2 * kNominalProcessors / cluster + wide * gram.tiles,
+           gram.parts(terms) * gram.tiles << " parts");
+  }
+  EXPECT(large_plans > 100 && split_plans > 1000, large_plans << " large, " << split_plans << " split");
+}
+
+CATAPULT_TEST(cuda_fast_gram_plan_chooses_tiles_by_waves) {
+  const int64_t width = 1024;
+  auto side = [&width](int64_t n) { return plan_gram_fast(n, n, true, &width, &width, 1, true, 1).side; };
+  EXPECT(side(2000) == kTile, "528 small tiles are 4 for each of 132; 136 large ones are 2 for some");
+  EXPECT(side(1900) == kLargeTile, "120 large tiles are one wave");
+  EXPECT(side(5000) == kLargeTile, "many waves either way");
+  EXPECT(plan_gram_fast(5000, 5000, true, &width, &width, 1, false, 1).side == kTile,
+         "no kernel for large tiles");
+}
+
+CATAPULT_TEST(cuda_fast_gram_plan_fills_the_device_at_128_samples) {
+  // The layers of an FCN of five layers; the last sensitivity has one column.
+  const int64_t a[5] = {3072, 1024, 1024, 1024, 1024}, b[5] = {1024, 1024, 1024, 1024, 1};
+  const FastGramPlan parts = plan_gram_fast(128, 128, true, a, b, 5, true, 1);
+  EXPECT(parts.gram.split && parts.gram.tiles == 3 && parts.gram.parts(5) == 88, parts.gram.parts(5)
+                                                                                     << " parts");
+  const FastGramPlan clusters = plan_gram_fast(128, 128, true, a, b, 5, true, kClusterBlocks);
+  EXPECT(clusters.gram.split && clusters.gram.parts(5) == 11, clusters.gram.parts(5) << " parts");
+  EXPECT(clusters.gram.columns_per_part[0] == 1024, "a block takes 128 columns");
+}
+
 CATAPULT_TEST(cuda_gradient_tile_rows_fit_the_bound) {
   std::mt19937_64 source(2);
   auto pick = [&source](int64_t most) { return std::uniform_int_distribution<int64_t>(1, most)(source); };
@@ -87,6 +162,55 @@ CATAPULT_TEST(cuda_gradient_tile_rows_fit_the_bound) {
            "tile of " << tile << " rows is too small");
   }
   EXPECT(gradient_tile_rows(0, 0, 0, 4, 100) == 1, "empty weights have a tile");
+}
+
+CATAPULT_TEST(cuda_gradient_sweep_covers_the_weight_within_its_bound) {
+  std::mt19937_64 source(3);
+  auto pick = [&source](int64_t most) { return std::uniform_int_distribution<int64_t>(1, most)(source); };
+  for (int trial = 0; trial < 3000; ++trial) {
+    const int64_t samples = pick(trial % 2 == 0 ? 300 : 6000), groups = trial % 3 == 0 ? pick(64) : 1;
+    const int64_t rows = pick(600), taps = pick(trial % 5 == 0 ? 30 : 5000), bytes = pick(64 << 20);
+    const GradientSweep sweep = plan_gradient_sweep(samples, groups, rows, taps, 4, bytes);
+    EXPECT(sweep.tile_groups >= 1 && sweep.tile_groups <= groups,
+           "tile of " << sweep.tile_groups << " groups");
+    EXPECT(sweep.tile_rows >= 1 && sweep.tile_rows <= rows, "tile of " << sweep.tile_rows << " rows");
+    EXPECT(sweep.tile_taps >= 1 && sweep.tile_taps <= taps, "tile of " << sweep.tile_taps << " taps");
+    EXPECT(sweep.tile_groups == 1 || (sweep.tile_rows == rows && sweep.tile_taps == taps),
+           "several groups, but not all of one");
+    EXPECT(sweep.columns() <= std::max(taps, bytes / (4 * samples)), sweep.columns() << " weights in a tile");
+    // No tile is smaller than a quarter of what it may be, unless there is no more.
+    const int64_t most = std::min(std::max(taps, bytes / (4 * samples)), groups * rows * taps);
+    EXPECT(4 * sweep.columns() >= most || sweep.tile_groups > 1,
+           sweep.columns() << " of " << most << " weights: " << sweep.tile_rows << " of " << rows << " rows, "
+                           << sweep.tile_taps << " of " << taps << " taps");
+    for (bool large : {false, true}) {
+      const int side = gradient_side(sweep, sweep.tile_rows, sweep.tile_taps, large);
+      EXPECT(side == kTile || (large && side == kLargeTile), "side " << side);
+      const AccumulatePlan plan = plan_accumulate(sweep, large);
+      EXPECT(plan.tiles == triangle(ceil_div(samples, plan.side)), plan.tiles << " tiles");
+      EXPECT(plan.parts >= 1 && (plan.parts == 1 || plan.parts * plan.tiles <= kPartBlocks), "parts");
+      EXPECT(plan.parts == 1 || plan.side == kTile, "parts are added up in tiles of kTile");
+      for (int64_t columns : {int64_t{1}, int64_t{17}, sweep.columns()}) {
+        const int64_t each = plan.columns_per_part(columns);
+        EXPECT(each * plan.parts >= columns, "columns are left out");
+        EXPECT(plan.parts == 1 || each % 16 == 0, "part of " << each << " columns");
+      }
+      EXPECT(plan.partial_elements() == (plan.parts == 1 ? 0 : plan.parts * plan.tiles * kTile * kTile),
+             "workspace");
+    }
+  }
+}
+
+CATAPULT_TEST(cuda_gradient_sweep_of_the_networks_of_the_paper) {
+  // 128 samples, 512 channels of 3 x 3: blocks of 128 x 128, about two for each multiprocessor.
+  const GradientSweep wide = plan_gradient_sweep(128, 1, 512, 4608, 4, 8 * 4608 * 128 * 4);
+  EXPECT(wide.tile_rows == 128 && wide.tile_taps == 256, wide.tile_rows << " x " << wide.tile_taps);
+  EXPECT(gradient_side(wide, 128, 256, true) == kLargeTile, "small blocks");
+  EXPECT(plan_accumulate(wide, true).parts == 176, plan_accumulate(wide, true).parts << " parts");
+  // 5,000 samples: as little memory as one channel takes, straight into K.
+  const GradientSweep many = plan_gradient_sweep(5000, 1, 512, 4608, 4, 8 << 20);
+  EXPECT(many.tile_rows == 64 && many.tile_taps == 64, many.tile_rows << " x " << many.tile_taps);
+  EXPECT(plan_accumulate(many, true).side == kLargeTile && plan_accumulate(many, true).parts == 1, "K");
 }
 
 CATAPULT_TEST(cuda_krylov_workspace_pieces_do_not_overlap) {
