@@ -45,6 +45,16 @@ def outputs(written, returned) -> list[torch.Tensor]:
     return [*written, *(out for out in returned if out is not None)]
 
 
+@pytest.fixture(params=cuda.VERSIONS["ntk_gram"])
+def gram_version(request):
+    """Run the test with every implementation of ntk_gram that this GPU can run."""
+    if request.param == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("clusters of blocks need compute capability 9.0")
+    cuda.select("ntk_gram", request.param)
+    yield request.param
+    cuda.select("ntk_gram", "simple")
+
+
 @dtypes
 @pytest.mark.parametrize(
     ("n", "c", "widths"),
@@ -52,29 +62,52 @@ def outputs(written, returned) -> list[torch.Tensor]:
         (1, 1, [(3, 2)]),
         (2, 3, [(7, 1), (0, 4)]),
         (31, 1, [(16, 16)]),
+        (31, 1, [(260, 128), (33, 5), (4, 140)]),
         (33, 4, [(20, 9)]),
         (127, 1, [(3072, 1024), (1024, 1)]),
         (129, 10, [(30, 20)]),
+        (1900, 1, [(300, 64), (17, 1)]),  # tiles of 128 where there are any
         (2001, 1, [(100, 1), (65, 33)]),
         (3, 1, [(1, 2)] * 35),
     ],
 )
-def test_gram(device, dtype, n, c, widths):
+def test_gram(device, gram_version, dtype, n, c, widths):
     cuda_cases.check_gram(call, device, dtype, n, c, widths)
     cuda_cases.check_gram_cross(call, device, dtype, n, n + 3, c, widths)
 
 
 @dtypes
-def test_strided_gram(device, dtype):
+def test_strided_gram(device, gram_version, dtype):
     cuda_cases.check_strided_gram(call, device, dtype)
 
 
-def test_gram_beyond_32_bit_indices(device):
+@dtypes
+@pytest.mark.parametrize(("n", "widths"), [(128, [(3072, 1024), (1024, 1)]), (1100, [(100, 40), (40, 1)])])
+def test_gram_has_the_same_bits_at_every_call_and_in_a_graph(device, gram_version, dtype, n, widths):
+    a, b, scale, beta = cuda_cases.layers(n, 1, widths, dtype, device)
+    kernel = torch.full((n, n), torch.nan, dtype=dtype, device=device)
+    arguments = ("ntk_gram_", kernel, a, b, scale, beta, False)
+    call(*arguments)
+    first = kernel.clone()
+    for _ in range(20):
+        kernel.fill_(torch.nan)
+        call(*arguments)
+        assert torch.equal(kernel, first)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(*arguments)
+    for _ in range(20):
+        kernel.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(kernel, first)
+
+
+def test_gram_beyond_32_bit_indices(device, gram_version):
     """More than 2^31 elements in the kernel: 46,400 rows, 8.6 GB."""
     n = 46400
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("needs 12 GB of free device memory")
-    a, b = torch.randn(n, 2, device=device), torch.ones(1, 1, device=device).expand(n, 1)
+    a, b = torch.randn(n, 6, device=device), torch.ones(1, 1, device=device).expand(n, 1)
     kernel = torch.full((n, n), torch.nan, device=device)
     call("ntk_gram_", kernel, [a], [b], [1.0], [0.5], False)
     rows = torch.tensor([0, 1, 63, 64, n // 2, n - 65, n - 1], device=device)
@@ -116,7 +149,7 @@ def test_tokens(device, conv_version, dtype, tile_bytes):
 @pytest.mark.parametrize("layout", ["channels last", "dense"])
 def test_convolution(device, conv_version, dtype, case, layout):
     for tile_bytes in (500, 20_000, 8 << 20):
-        if case[4] < 64 or tile_bytes == 8 << 20:
+        if case[0] < 16 or tile_bytes == 8 << 20:
             cuda_cases.check_convolution(call, device, dtype, case, tile_bytes, layout)
 
 
