@@ -90,6 +90,8 @@ def _with_version(op: str, version: str, call: Callable[[], object]) -> object:
 def _measure(case: GpuCase) -> Iterator[dict[str, object]]:
     calls, ours = dict(case.implementations), ["catapult_ext"]
     for version in () if case.op is None else cuda_ops.VERSIONS[case.op][1:]:
+        if version == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+            continue  # refused there
         ours.append(f"catapult_ext {version}")
         calls[ours[-1]] = partial(_with_version, case.op, version, calls["catapult_ext"])
     makers = {name: partial(_as_it_is, call) for name, call in calls.items()} | case.graphs
