@@ -29,7 +29,7 @@ _NON_FINITE, _NOT_CONVERGED, _NO_SUCH_SAMPLE = 1, 2, 4  # Status in csrc/cuda/de
 VERSIONS: dict[str, tuple[str, ...]] = {
     "ntk_gram": ("simple", "ffma", "tf32x3", "cluster"),
     "jacobian_conv2d": ("simple", "ffma", "tf32x3"),
-    "topk_eigh": ("simple",),
+    "topk_eigh": ("simple", "fused"),
     "spectral_norm": ("simple", "warp"),
 }
 

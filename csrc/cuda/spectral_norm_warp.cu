@@ -244,7 +244,7 @@ struct LargestArguments {
 
 // The direct method for the matrices that are still open; the other blocks return at once.
 template <typename T>
-__global__ void __launch_bounds__(kFusedThreads)
+__global__ void __launch_bounds__(kFusedThreads, 1)
     largest_value_kernel(const __grid_constant__ LargestArguments<T> arguments) {
   if (arguments.open[blockIdx.x] == 0) return;
   Householder<1> work{};

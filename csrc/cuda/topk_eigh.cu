@@ -1,4 +1,5 @@
-// Chooses between the direct solver and block Krylov by size alone.
+// Chooses between the direct solver and block Krylov by version and size alone.
+#include "cuda/fused_plan.h"
 #include "cuda/ops.h"
 #include "cuda/plans.h"
 #include "cuda/topk_eigh.h"
@@ -6,6 +7,10 @@
 namespace catapult::cuda {
 
 namespace {
+
+enum Version : int { kSimple = 0, kFused = 1, kVersions };
+
+bool use_fused_direct(const Eigh& problem) { return problem.version == kFused && problem.n <= kFusedLimit; }
 
 int64_t shared_limit(const char* op, int device) { return Stream(op, device, 0).shared_limit(); }
 
@@ -20,9 +25,11 @@ void launch(const Eigh& problem, const Context& context) {
   double* workspace = static_cast<double*>(context.workspace);
   const int64_t n = problem.n, k = problem.k;
   if (use_direct(n, k)) {
-    launch_direct(stream, DirectProblem<T>{problem.batch, n, k, kernel, problem.kernel_batch_stride,
-                                           problem.kernel_stride, values, vectors, residuals, workspace,
-                                           context.status, nullptr});
+    const DirectProblem<T> direct{
+        problem.batch,         n,      k,       kernel,    problem.kernel_batch_stride,
+        problem.kernel_stride, values, vectors, residuals, workspace,
+        context.status,        nullptr};
+    use_fused_direct(problem) ? launch_direct_fused(stream, direct) : launch_direct(stream, direct);
     return;
   }
   for (int64_t i = 0; i < problem.batch; ++i)  // in stream order: they share the workspace
@@ -38,13 +45,15 @@ void launch(const Eigh& problem, const Context& context) {
 int64_t topk_eigh_workspace_bytes(const Eigh& problem, int device) {
   if (problem.batch == 0 || problem.n == 0 || problem.k == 0) return 0;
   const int64_t limit = shared_limit("topk_eigh", device);
+  if (use_fused_direct(problem))
+    return 8 * problem.batch * plan_fused(problem.n, problem.k, limit).workspace_doubles;
   return 8 * (use_direct(problem.n, problem.k)
                   ? problem.batch * plan_direct(problem.n, problem.k, limit).workspace_doubles
                   : plan_krylov(problem.n, problem.k, limit).total_doubles);
 }
 
 void launch_topk_eigh(const Eigh& problem, const Context& context) {
-  check_version("topk_eigh", problem.version, 1);
+  check_version("topk_eigh", problem.version, kVersions);
   if (problem.batch == 0 || problem.n == 0 || problem.k == 0) return;
   if (problem.dtype == DType::kFloat32)
     launch<float>(problem, context);

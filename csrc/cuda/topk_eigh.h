@@ -22,6 +22,9 @@ struct DirectProblem {
 };
 template <typename T>
 void launch_direct(const Stream& stream, const DirectProblem<T>& problem);
+// The same for n <= kFusedLimit, version "fused"; the workspace is that of plan_fused.
+template <typename T>
+void launch_direct_fused(const Stream& stream, const DirectProblem<T>& problem);
 
 // One matrix. values, residuals [k], vectors [n, k].
 template <typename T>

@@ -331,21 +331,68 @@ def test_agop(call, dtype, rows, d):
     cuda_cases.check_agop(call, "cpu", dtype, rows, d)
 
 
+@pytest.fixture(params=cuda.VERSIONS["topk_eigh"])
+def eigh_version(request):
+    """Run the test with every implementation of topk_eigh."""
+    cuda.select("topk_eigh", request.param)
+    yield request.param
+    cuda.select("topk_eigh", "simple")
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Run the test with the version "fused" of topk_eigh."""
+    monkeypatch.setitem(cuda._selected, "topk_eigh", cuda.VERSIONS["topk_eigh"].index("fused"))
+
+
 @dtypes
 @pytest.mark.parametrize("n", [1, 2, 3, 18])
-def test_direct_eigenpairs(call, dtype, n):
+def test_direct_eigenpairs(call, eigh_version, dtype, n):
     for _, matrix in cuda_cases.matrices(n):
         for k in sorted({1, min(3, n), n}):
             cuda_cases.check_topk(call, "cpu", dtype, matrix, k)
 
 
-def test_direct_eigenpairs_do_not_depend_on_where_the_matrix_lives(call):
+@pytest.mark.parametrize("n", [4, 16, 17, 33])
+def test_fused_direct_eigenpairs_at_the_edges_of_threads(call, fused, n):
+    for _, matrix in cuda_cases.matrices(n):
+        cuda_cases.check_topk(call, "cpu", torch.float64, matrix, min(5, n))
+
+
+@pytest.mark.parametrize("n", [127, 128, 129, 200])
+def test_fused_direct_eigenpairs_in_one_panel_and_in_two(call, fused, n):
+    for name, matrix in cuda_cases.matrices(n):
+        if name in ("every sample twice", "outlier", "indefinite"):
+            cuda_cases.check_topk(call, "cpu", torch.float64, matrix, 11)
+
+
+def test_all_fused_eigenpairs_of_many_ties(call, fused):
+    n = 70
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+    values = torch.tensor([3.0] * 30 + [1.0] * 25 + [1.0 + 1e-13] * 5 + [0.0] * 10, dtype=torch.float64)
+    cuda_cases.check_topk(call, "cpu", torch.float64, (q * values) @ q.T, n)
+
+
+@pytest.mark.parametrize("limit", [12 * 1024, 30 * 1024])
+def test_direct_eigenpairs_do_not_depend_on_where_the_matrix_lives(call, eigh_version, limit):
     x = torch.randn(2, 40, 40)
     kernel = x @ x.mT
-    shared = call("topk_eigh", kernel, 4, None, 1e-6)
-    call.module.emulator_configure(shared_limit=4096)  # the matrix no longer fits: it goes to the workspace
-    for got, wanted in zip(call("topk_eigh", kernel, 4, None, 1e-6), shared, strict=True):
+    shared = call("topk_eigh", kernel, 20, None, 1e-6)
+    # The matrix, or in the version "fused" the vectors, no longer fit: they go to the workspace.
+    call.module.emulator_configure(shared_limit=limit)
+    for got, wanted in zip(call("topk_eigh", kernel, 20, None, 1e-6), shared, strict=True):
         assert torch.equal(got, wanted)
+
+
+@dtypes
+def test_fused_eigenpairs_are_bitwise_the_same_in_any_order_of_threads(call, fused, dtype):
+    x = torch.randn(2, 50, 60, dtype=dtype)
+    found = []
+    for seed in (0, 1, 2):
+        call.module.emulator_configure(shuffle_seed=seed)
+        found.append(call("topk_eigh", x @ x.mT, 6, None, 1e-6))
+    for other in found[1:]:
+        assert all(torch.equal(got, wanted) for got, wanted in zip(other, found[0], strict=True))
 
 
 def test_krylov_cold_and_warm(call):
@@ -411,7 +458,8 @@ def test_a_bracket_closes_where_one_eigenvalue_stands_out(bracketed, dtype, n):
 @pytest.mark.parametrize("n", [2, 20, 70, 128])
 def test_a_bracket_that_cannot_close_ends_in_the_direct_method(bracketed, dtype, n):
     hidden = torch.eye(n, dtype=dtype)
-    hidden[:2, :2] = torch.tensor([[5.0, -4.0], [-4.0, 5.0]])  # top vector (1, -1, 0, ...): orthogonal to ones
+    # The top vector is (1, -1, 0, ...): orthogonal to the start, ones.
+    hidden[:2, :2] = torch.tensor([[5.0, -4.0], [-4.0, 5.0]])
     cases = torch.stack([hidden, 1e-12 * hidden, hidden - 9.5 * torch.eye(n, dtype=dtype)])
     values, closed = bracketed(cases)
     if n > 2:
