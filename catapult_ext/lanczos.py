@@ -22,7 +22,7 @@ Product = Callable[[Tensor, Tensor], None]
 
 #: Entries that are summed in the dtype of the vectors; sums of these sums are taken in float64. A float32 dot product
 #: of 6 million entries in one piece is off by 2e-4, which an eigenvalue to 1e-4 cannot bear.
-_PIECE = 1 << 14
+_PIECE = 1 << 16
 #: Share of random direction in every start vector: any eigenvector has a part in it.
 _RANDOM = 0.1
 #: Of the random direction: numbers of one draw times numbers of another, since drawing p costs half a product.
@@ -90,6 +90,12 @@ class _Rows:
         for i, weight in enumerate(weights.tolist()):
             out.add_(self[i], alpha=weight)
 
+    def write_to(self, out: Tensor, weights: Tensor) -> None:
+        """Out [p] = the first rows by their weights [m], m >= 1."""
+        torch.mul(self[0], float(weights[0]), out=out)
+        for i, weight in enumerate(weights[1:].tolist(), 1):
+            out.add_(self[i], alpha=weight)
+
 
 class _Basis:
     """Orthonormal rows Q [m, p], their products W = Q H and the projection T = Q H Q^T [m, m] in float64."""
@@ -103,18 +109,20 @@ class _Basis:
         self.products = 0
         self.size = 0
 
-    def slot(self, j: int) -> Tensor:
-        """Memory [p] of the j-th row beyond the basis; `append` uses up the first."""
-        return self._rows[self.size + j]
+    def slot(self) -> Tensor:
+        """Memory [p] of the row behind the basis, for a vector that `append` then takes up in place."""
+        return self._rows[self.size]
 
     def append(self, v: Tensor) -> bool:
-        """Take up the part of a slot that is orthogonal to the basis; False where nothing of it is left."""
+        """Take up the part of v [p] that is orthogonal to the basis; False where nothing of it is left."""
         m, norm = self.size, _norm(v)
-        v.mul_(1.0 / norm if norm > 0.0 else 0.0)
-        left = 1.0 if norm > 0.0 else 0.0
+        if not norm > 0.0:
+            return False
+        q, left = self._rows[m], 1.0
+        torch.mul(v, 1.0 / norm, out=q)
         while m and left:
-            self._rows.add_to(v, -self._rows.inner(m, v))
-            before, left = left, _norm(v)
+            self._rows.add_to(q, -self._rows.inner(m, q))
+            before, left = left, _norm(q)
             if (
                 left > 0.5 * before
             ):  # else most of it was in the basis, and rounding has brought some of that back
@@ -123,8 +131,9 @@ class _Basis:
                 left = 0.0
         if not left:
             return False
-        q, image = self._rows[m], self._images[m]
-        torch.mul(v, 1.0 / left, out=q)
+        if m:
+            q.mul_(1.0 / left)
+        image = self._images[m]
         self._product(q, image)
         self.products += 1
         self.size = m + 1
@@ -156,15 +165,13 @@ class _Basis:
 
     def remainder(self, value: Tensor, weights: Tensor, out: Tensor) -> float:
         """Write H v - value v to out [p] for v = weights [m] Q; its norm."""
-        out.zero_()
-        self._images.add_to(out, weights)
+        self._images.write_to(out, weights)
         self._rows.add_to(out, -value * weights)
         return _norm(out)
 
     def vector(self, weights: Tensor, out: Tensor) -> None:
         """Write weights [m] Q to out [p], of norm 1 and with a positive component of largest magnitude."""
-        out.zero_()
-        self._rows.add_to(out, weights)
+        self._rows.write_to(out, weights)
         low, high = torch.aminmax(out)
         out.mul_((1.0 if bool(high >= -low) else -1.0) / _norm(out))
 
@@ -172,8 +179,8 @@ class _Basis:
         """Keep the span of these Ritz vectors [l, m] alone: a restart that costs no product."""
         rows, images = _Rows(self._like), _Rows(self._like)
         for i, row in enumerate(weights):
-            self._rows.add_to(rows[i].zero_(), row)
-            self._images.add_to(images[i].zero_(), row)
+            self._rows.write_to(rows[i], row)
+            self._images.write_to(images[i], row)
         self._rows, self._images = rows, images
         self.size, self._projection = len(values), torch.diag(values)
 
@@ -287,10 +294,13 @@ def largest(
     p, eps = start.shape[1], torch.finfo(start.dtype).eps
     capacity = basis_size(p, k, start.shape[0], start.element_size())
     block, spent = max(min(k, _LEAST_BLOCK), start.shape[0]), 0
+    vectors = start.new_empty(
+        (k, p)
+    )  # remainders first, the result at last: fresh memory costs as much as algebra
     while True:
         basis, seeds = _Basis(product, start, operator), max(block, start.shape[0])
         for seed in range(seeds):
-            basis.append(_begin(basis.slot(0), start, seed))
+            basis.append(_begin(basis.slot(), start, seed))
         scale = 0.0
         while True:
             values, weights = basis.ritz()
@@ -301,18 +311,17 @@ def largest(
                 basis.shrink(values[:kept], weights[:kept])
                 weights = torch.eye(kept, dtype=torch.float64)
             wanted = range(min(k, basis.size))
-            slots = [basis.slot(j) for j in wanted]
-            residuals = torch.tensor([basis.remainder(values[i], weights[i], slots[i]) for i in wanted])
+            residuals = torch.tensor([basis.remainder(values[i], weights[i], vectors[i]) for i in wanted])
             unconverged = (residuals > bound).nonzero()[:, 0].tolist()
             if spent + basis.products >= max_products or basis.size == p:
                 if basis.size >= k:
                     break
-            elif any([basis.append(slots[i]) for i in unconverged[:block]]):
+            elif any([basis.append(vectors[i]) for i in unconverged[:block]]):
                 continue
             elif basis.size >= k:
                 break
             # The start vectors span an invariant space of less than k dimensions.
-            basis.append(_begin(basis.slot(0), start, seeds))
+            basis.append(_begin(basis.slot(), start, seeds))
             seeds += 1
         spent += basis.products
         if block >= k or unconverged or not _may_hide_copies(values[:k], residuals, block, 16 * eps * scale):
@@ -325,7 +334,6 @@ def largest(
             RuntimeWarning,
             stacklevel=stacklevel,
         )
-    vectors = start.new_empty((k, p))
     for i in range(k):
         basis.vector(weights[i], vectors[i])
     return TopEigh(values[:k].to(start), vectors.t(), residuals.to(start))
