@@ -282,6 +282,17 @@ def test_convolution_of_many_samples_goes_straight_into_the_kernel(call, version
         cuda.select("jacobian_conv2d", "simple")
 
 
+def test_error_of_a_convolution_does_not_grow_with_its_positions(call, conv_version):
+    """1,024 positions of one sign, where rounding is one-sided."""
+    torch.manual_seed(0)
+    input, b = torch.rand(3, 4, 32, 32), torch.rand(3, 1, 5, 32, 32)
+    tail = (1.0, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1 << 20)
+    kernel, exact = torch.zeros(3, 3), torch.zeros(3, 3, dtype=torch.float64)
+    call("jacobian_accumulate_.conv2d", kernel, None, input, b, None, *tail)
+    ops.reference.jacobian_accumulate_conv2d_(exact, None, input.double(), b.double(), None, *tail)
+    assert ((kernel - exact) / exact).abs().max() <= (1e-6 if conv_version == "tf32x3" else 4e-7)
+
+
 def test_convolution_does_not_depend_on_the_order_of_threads(call, conv_version):
     torch.manual_seed(0)
     input, b = torch.randn(5, 8, 6, 6), torch.randn(5, 2, 9, 6, 6)
