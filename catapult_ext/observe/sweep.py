@@ -282,6 +282,7 @@ class Sweep:
         data: dict[int, SiteData] = {}
         for position, (index, argument) in enumerate(zip(layout.live, layout.with_features, strict=True)):
             site, b1, b2 = plan.sites[index], first[position], second[position]
+            second[position] = None  # a third backward is to come, whose memory it would add to
             if b1 is None or b2 is None:
                 settled = False
                 continue
@@ -327,7 +328,7 @@ class Sweep:
                 if not bool(torch.isfinite(reference).all()):
                     raise NonFinite(f"model: the gradient of {self.state.names[i]} is not finite")
                 total, size = self._assembled(i, data, weights)
-                error = float((total - reference).norm())
+                error = float(total.sub_(reference).norm())
                 if error <= relative_tolerance(parameter.dtype) * max(size, float(reference.norm())):
                     continue
                 # What cancels (the keys' bias in a softmax, a shift before a normalisation) is known to the rounding

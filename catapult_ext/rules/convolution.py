@@ -202,7 +202,7 @@ def _weight_gradient(data: SiteData, factor: float, weights: Tensor, parameter: 
         groups,
         [False, True, False],
     )[1]
-    return result * factor if factor != 1.0 else result
+    return result.mul_(factor) if factor != 1.0 else result
 
 
 def rank_factors(data: SiteData, use: Use, weights: Tensor, parameter: Tensor) -> None:

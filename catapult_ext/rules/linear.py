@@ -150,7 +150,7 @@ def gradient(data: SiteData, use: Use, factor: float, weights: Tensor, parameter
     assert isinstance(data.features, Tensor)
     a, d = data.features, data.weighted(weights)
     product = d.t() @ a if use.transposed else a.t() @ d
-    return product * factor if factor != 1.0 else product
+    return product.mul_(factor) if factor != 1.0 else product
 
 
 def work(data: SiteData, use: Use, parameter: Tensor, tile_bytes: int) -> tuple[str, float]:

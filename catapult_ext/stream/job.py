@@ -124,6 +124,7 @@ class Job:
             trace=self.trace,
             read=(max(s.bytes_per_sample for s in sides), max(s.bytes_read for s in sides)),
             panel=panel,
+            lazy=self.state.device.type == "cpu",
         )
 
     def bound(self, max_bytes: int | None) -> int:

@@ -56,7 +56,8 @@ class NTKPlan:
         streamed: whether samples go through the network in blocks; otherwise all in one sweep.
         block: samples in a block.
         passes: how often all samples go forward and backward.
-        peak_bytes: predicted highest memory beyond what there was before the call.
+        peak_bytes: predicted highest memory beyond what there was before the call: on the CPU of what is in use, where
+            memory that is allocated counts when it is first written to. A bound is kept by what is allocated.
         parts: what it consists of, in bytes: "kernel" (the result), "gathered" (features, sensitivities and
             per-sample gradients of all samples), "block" (forward, backward and tiles of a block of samples).
         smallest_bytes: the smallest `max_bytes` that works.
@@ -130,6 +131,7 @@ class Sizes:
         trace: whether outputs are averaged, so that the kernel is [n, m].
         read: bytes that the source of the samples takes for each sample of a block, and besides.
         panel: how many samples' rows of the kernel are formed at a time, None for all.
+        lazy: whether memory that is allocated is in use only once it is written to, as on the CPU.
     """
 
     samples: int
@@ -139,6 +141,7 @@ class Sizes:
     trace: bool = False
     read: tuple[int, int] = (0, 0)
     panel: int | None = None
+    lazy: bool = False
 
     @property
     def gathered(self) -> int:
@@ -215,16 +218,17 @@ class Planner:
 
     # ---- blocks
 
-    def block_bytes(self, block: int, tile_bytes: int) -> int:
+    def block_bytes(self, block: int, tile_bytes: int, *, certified: bool = True) -> int:
         """Memory of a block of samples on its way."""
         probe, (per_sample, besides) = self.probe, self.sizes.read
-        held = probe.sweep.left(block) + probe.term_memory.left(block)
+        sweep = probe.sweep if certified else probe.plain
+        held = sweep.left(block) + probe.term_memory.left(block)
         making = max(
             held - probe.term_memory.left(block) + probe.term_memory.peak(block),
             held + self._tiles(block, tile_bytes),
         )
         read = per_sample * block + 2 * besides if per_sample else 0
-        return read + max(probe.sweep.peak(block), making)
+        return read + max(sweep.peak(block), making)
 
     def _ways(self) -> Iterator[tuple[int, bool, int]]:
         """(samples in a block, whether terms are cut, tile bytes), the thriftiest last."""
@@ -242,12 +246,16 @@ class Planner:
 
     def fixed(self, block: int, halves: bool, tile_bytes: int) -> int:
         """Everything but what is gathered."""
+        return self._kernels(halves) + self.block_bytes(block, tile_bytes)
+
+    def _kernels(self, halves: bool) -> int:
+        """The result, and where terms are cut what their two halves are summed up in."""
         scratch = 0
         if halves:
             c = 1 if self.sizes.trace else self.probe.outputs
             rows = self.sizes.kernel_bytes(self.probe.outputs) // self.sizes.itemsize
             scratch = (rows // (c * c) + rows) * self.sizes.itemsize
-        return self.result + scratch + self.block_bytes(block, tile_bytes)
+        return self.result + scratch
 
     def streamed(self, bound: int) -> tuple[float, int, int, tuple[tuple[Item, ...], ...], int] | None:
         """Cheapest way within the bound: (cost, block, tile bytes, items of each pass, peak), or None."""
@@ -262,9 +270,40 @@ class Planner:
                 continue
             cost = len(found) * (self.probe.sweep_work + _BLOCK_WORK / block)
             if best is None or cost < best[0]:
-                gathered = max(sum(i.numbers(self.probe.outputs) for i in each) for each in found)
-                best = cost, block, tile_bytes, found, bound - room + gathered * number
+                peak = self._peak(found, block, halves, tile_bytes)
+                best = cost, block, tile_bytes, found, peak
         return best
+
+    def _peak(self, found: Sequence[Sequence[Item]], block: int, halves: bool, tile_bytes: int) -> int:
+        """Highest memory of passes: at the end of one, or at a block that is certified on the way."""
+        per_sample = [
+            sum(i.numbers(self.probe.outputs) for i in each) * self.sizes.itemsize for each in found
+        ]
+        samples, fixed = self.sizes.gathered, self._kernels(halves)
+        certified = [(each * samples, block) for each in per_sample]
+        if self.sizes.lazy and self.probe.plain is not self.probe.sweep:
+            certified = list(self._certified(per_sample, block))
+        peaks = [each + self.block_bytes(size, tile_bytes) for each, size in certified]
+        peaks.append(max(per_sample) * samples + self.block_bytes(block, tile_bytes, certified=False))
+        return fixed + max(peaks)
+
+    def _certified(self, per_sample: Sequence[int], block: int) -> Iterator[tuple[int, int]]:
+        """(Bytes that are gathered already, samples) of the blocks that are certified.
+
+        Of blocks of a size these are number 1, 2, 4, ..., counted on from pass to pass; a ragged block is the last of
+        its side in each pass.
+        """
+        rows, columns = self.sizes.gathered - (self.sizes.columns or 0), self.sizes.columns or 0
+        of_rows, in_pass = rows // block, rows // block + columns // block
+        number = 1
+        while in_pass and number <= in_pass * len(per_sample):
+            index, place = divmod(number - 1, in_pass)
+            before = place * block if place < of_rows else rows + (place - of_rows) * block
+            yield per_sample[index] * before, block
+            number *= 2
+        for side, before in ((rows, rows - rows % block), (columns, rows + columns - columns % block)):
+            if side % block:
+                yield max(per_sample) * before, side % block
 
     def smallest(self) -> int:
         """The smallest bound that works."""

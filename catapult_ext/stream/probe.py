@@ -6,12 +6,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from catapult_ext.graph.certify import relative_tolerance
-from catapult_ext.graph.plan import Route
+from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.allocations import Growth, record
 from catapult_ext.observe.assemble import Assembler, rows_of
 from catapult_ext.observe.inputs import Inputs, count, take
@@ -89,6 +90,7 @@ class Probe:
         routes: by parameter, those of the probe's graph.
         reasons: by parameter, which rules apply, or why none does.
         sweep: memory of a forward, its certification and its backwards.
+        plain: the same of a block that is not certified; `sweep` where every block may be.
         terms: for each wanted kernel, its terms.
         term_memory: memory of the terms of a block.
         parameters: by index, those that per-sample gradients are formed of.
@@ -101,6 +103,7 @@ class Probe:
     routes: tuple[str, ...]
     reasons: tuple[str, ...]
     sweep: Growth
+    plain: Growth
     terms: tuple[tuple[Term, ...], ...]
     term_memory: Growth
     parameters: dict[int, Parameter]
@@ -132,19 +135,25 @@ class _Taken:
         layer_inputs: bool,
     ) -> None:
         self.samples = count(x)
-        with state.untouched():
-            sweep, self.series = record(
-                lambda: Sweep(
-                    state,
-                    x,
-                    {},
-                    verify="first",
-                    outputs=outputs,
-                    input_gradient=input_gradient,
-                    layer_inputs=layer_inputs,
-                ),
-                state.device,
+        plans: dict[Any, Plan] = {}
+
+        def run(verify: str) -> Sweep:
+            return Sweep(
+                state,
+                x,
+                plans,
+                verify=verify,
+                outputs=outputs,
+                input_gradient=input_gradient,
+                layer_inputs=layer_inputs,
             )
+
+        with state.untouched():
+            sweep, self.series = record(lambda: run("first"), state.device)
+            with state.own_buffers():
+                self.plain = record(lambda: run("never"), state.device)[1]
+            #: Rows that wake, and routing by values, are certified whenever they come.
+            self.settled = sweep.plan.certified and not sweep.plan.data_dependent
             self.outputs, self.output = sweep.outputs, sweep.output.detach()
             self.routes, self.reasons = tuple(sweep.plan.routes), tuple(sweep.plan.reasons)
             with torch.no_grad():
@@ -187,7 +196,8 @@ class _Taken:
             },
             device,
         )
-        self.peak = max(max(self.series), self.series[-1] + max(tile_peak, *self.term_series, *kernel_series))
+        after = max(tile_peak, *self.plain, *self.term_series, *kernel_series)
+        self.peak = max(max(self.series), self.series[-1] + after)
 
 
 def _tile_peak(assembler: Assembler, i: int, rows: int) -> int:
@@ -239,12 +249,15 @@ def probe(
     taken = [_Taken(state, each, outputs, dtype, kernels, input_gradient, layer_inputs) for each in takes]
     small, large = taken[0], taken[-1]
     s, t = small.samples, large.samples
+    sweep = Growth.between(s, small.series, t, large.series)
+    settled = all(each.settled for each in taken)
     return Probe(
         samples=n,
         outputs=large.outputs,
         routes=large.routes,
         reasons=large.reasons,
-        sweep=Growth.between(s, small.series, t, large.series),
+        sweep=sweep,
+        plain=Growth.between(s, small.plain, t, large.plain) if settled else sweep,
         terms=large.terms,
         term_memory=Growth.between(s, small.term_series, t, large.term_series),
         parameters={i: _parameter(state.parameters[i], i, small, large) for i in large.work},
