@@ -7,9 +7,11 @@ agree with the Observer step by step; and it runs on the meta device, where what
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import captured_cases
@@ -22,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 import catapult_ext as cx
-from catapult_ext.observe.cuda_graph import WithoutHost
+from catapult_ext.observe.cuda_graph import CudaGraph, WithoutHost
 from catapult_ext.rules import embedding
 
 
@@ -541,3 +543,136 @@ def test_what_does_not_wait_passes() -> None:
         t[t.new_zeros(2, dtype=torch.long)] = 3.0
         assert t.masked_fill(t > 0, 1.0)[t.new_zeros(2, dtype=torch.long)].shape == (2, 3)
         assert float((t.requires_grad_() * 0.5).grad_fn._saved_other) == 0.5  # a number
+
+
+# ---- streams
+
+
+class Streams:
+    """What `CudaGraph` uses of torch.cuda, as a log of who waits for whom and where the work is enqueued."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.names = iter(("main", "branch"))
+        self.mode: Any = 0
+        self.current = self.Stream(name="caller")
+
+    def Stream(self, device: Any = None, name: str | None = None) -> Any:
+        stream = SimpleNamespace(name=name or next(self.names))
+        stream.wait_stream = lambda other: self.log.append(f"{stream.name} waits for {other.name}")
+        return stream
+
+    def current_stream(self, device: Any = None) -> Any:
+        return self.current
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: Any, stream: Any) -> Iterator[None]:
+        """Like PyTorch's, it leaves its stream behind when the capture fails."""
+        before, self.current = self.current, stream
+        self.log.append("capture")
+        yield
+        self.current = before
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.work("replay"))
+
+    def get_sync_debug_mode(self) -> Any:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: Any) -> None:
+        self.mode = mode
+
+    def work(self, what: str) -> str:
+        self.log.append(f"{what} on {self.current.name}")
+        return what
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    streams = Streams()
+    modes = ("get_sync_debug_mode", "set_sync_debug_mode")
+    for name in ("Stream", "current_stream", "stream", "graph", "CUDAGraph", *modes):
+        monkeypatch.setattr(torch.cuda, name, getattr(streams, name))
+    return streams
+
+
+def test_where_a_graph_runs_what(streams: Streams) -> None:
+    graph = CudaGraph(torch.device("cuda", 0))
+    assert graph.run(lambda: streams.work("first")) == "first"
+    assert graph.rehearse(lambda: (streams.work("again"), streams.mode)) == ("again", "error")
+    assert graph.record(lambda: streams.work("step")) == "step"
+    graph.replay()
+    around = ["main waits for caller", "{} on main", "caller waits for main"]
+    assert streams.log == [
+        *(line.format(what) for what in ("first", "again") for line in around),
+        "capture",
+        "step on main",
+        "replay on caller",
+    ]
+    assert streams.mode == 0
+
+
+def test_errors_that_say_what_cannot_be_captured(streams: Streams) -> None:
+    def fail(text: str) -> Callable[[], None]:
+        def function() -> None:
+            raise RuntimeError(text)
+
+        return function
+
+    graph = CudaGraph(torch.device("cuda", 0))
+    caller = streams.current
+    for call, text in (
+        (graph.rehearse, "called a synchronizing CUDA operation"),
+        (graph.record, "CUDA error: operation not permitted when stream is capturing"),
+    ):
+        with pytest.raises(cx.UnsupportedModule, match=f"cannot be captured.*{text}"):
+            call(fail(text))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            call(fail("CUDA out of memory"))
+        assert streams.current is caller
+        assert streams.mode == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_spectrum_runs_on_the_branch(
+    overlap: bool, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logged(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            streams.work(what)
+            return function(*arguments, **options)
+
+        return call
+
+    for where, what in (
+        ("captured_step.top_eigh", "eigenpairs"),
+        ("captured_step.decompose_loss", "split"),
+        ("assemble.Assembler.build_kernel", "kernel"),
+        ("loss_gradient.LossGradient.step_", "update"),
+    ):
+        module, _, name = where.partition(".")
+        owner: Any = sys.modules[f"catapult_ext.observe.{module}"]
+        *path, last = name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        monkeypatch.setattr(owner, last, logged(getattr(owner, last), what))
+    graph = CudaGraph(torch.device("cuda", 0))
+    host = HostGraph()
+    graph.record = lambda function: graph.run(lambda: host.record(function))  # type: ignore[method-assign]
+    graph.replay = host.replay  # type: ignore[method-assign]
+    model = fcn()
+    cx.CapturedStep(cx.Observer(model), *data(model, 0), 0.1, overlap=overlap, graph=graph)
+    first = streams.log.index("caller waits for main") + 1  # behind the certified pass
+    branch = ["branch waits for main", "eigenpairs on branch", "split on branch"]
+    rest = ["update on main", "main waits for branch", "caller waits for main"]
+    kernel = ["kernel on main"]
+    expected = [*branch, *kernel, *rest] if overlap else [*kernel, *branch, *rest]
+    assert streams.log[first : first + 8] == ["main waits for caller", *expected]
