@@ -334,18 +334,22 @@ __device__ inline void tile_sum(Engine& engine, const TileMemory<Engine>& memory
   stream_columns(engine, memory, x, y, begin, end);
 }
 
-// The same for so few columns that stages do not pay: every element by itself.
-template <typename Engine>
-__device__ inline void narrow_sum(Engine& engine, const TileMemory<Engine>& memory,
+// The same for so few columns that stages do not pay: calls use(e, total) for every element e of the thread.
+template <typename Engine, typename Use>
+__device__ inline void narrow_sum(const Engine& engine, const TileMemory<Engine>& memory,
                                   const MatrixRows<typename Engine::Scalar>& x_rows,
-                                  const MatrixRows<typename Engine::Scalar>& y_rows, int64_t end) {
+                                  const MatrixRows<typename Engine::Scalar>& y_rows, int64_t end,
+                                  const Use& use) {
   const TileRows<Engine> x(x_rows, memory.offsets), y(y_rows, memory.offsets + Engine::kSide);
-  engine.clear();
   __syncthreads();
-  for (int64_t k = 0; k < end; ++k)
-#pragma unroll
-    for (int e = 0; e < Engine::kElements; ++e)
-      engine.total(e) += x.at(engine.row(e), k) * y.at(engine.column(e), k);
+#pragma unroll 1
+  for (int e = 0; e < Engine::kElements; ++e) {
+    const int r = engine.row(e), s = engine.column(e);
+    double total = 0.0;
+    for (int64_t k = 0; k < end; ++k)
+      total += static_cast<double>(x.at(r, k)) * static_cast<double>(y.at(s, k));
+    use(e, total);
+  }
   __syncthreads();
 }
 

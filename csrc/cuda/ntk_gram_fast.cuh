@@ -22,19 +22,22 @@ __device__ inline void product(Engine& engine, const TileMemory<Engine>& memory,
            factor<T>(layer.z, index, arguments.c, column, arguments.columns), begin, end);
 }
 
-// The same over all columns, of which there may be few.
-template <typename Engine>
+// Calls use(e, total) for every element e of the thread, over all columns, of which there may be few.
+template <typename Engine, typename Use>
 __device__ inline void whole_product(Engine& engine, const TileMemory<Engine>& memory,
                                      const GramArguments<typename Engine::Scalar>& arguments, int index,
-                                     int64_t row, int64_t column) {
+                                     int64_t row, int64_t column, const Use& use) {
   using T = typename Engine::Scalar;
   const GramLayer& layer = arguments.layers[index / 2];
   const int64_t depth = product_depth(arguments.layers, index);
-  if (depth <= kNarrow)
+  if (depth <= kNarrow) {
     narrow_sum(engine, memory, factor<T>(layer.x, index, arguments.c, row, arguments.rows),
-               factor<T>(layer.z, index, arguments.c, column, arguments.columns), depth);
-  else
-    product(engine, memory, arguments, index, row, column, 0, depth);
+               factor<T>(layer.z, index, arguments.c, column, arguments.columns), depth, use);
+    return;
+  }
+  product(engine, memory, arguments, index, row, column, 0, depth);
+#pragma unroll
+  for (int e = 0; e < Engine::kElements; ++e) use(e, static_cast<double>(engine.total(e)));
 }
 
 template <typename Engine>
@@ -47,18 +50,15 @@ __global__ void __launch_bounds__(Engine::kThreads, Engine::kBlocks)
   tile_origin(arguments, blockIdx.x, Engine::kSide, row, column);
   bool finite = true;
   for (int index = 0; index < 2 * arguments.num_layers; ++index) {
-    whole_product(engine, memory, arguments, index, row, column);
     // What is parked is read by the same thread alone.
     T* parked = memory.park + threadIdx.x;
     const bool first_factor = index % 2 == 0;
     const GramLayer& layer = arguments.layers[index / 2];
-#pragma unroll
-    for (int e = 0; e < Engine::kElements; ++e) {
-      const double total = static_cast<double>(engine.total(e));
+    whole_product(engine, memory, arguments, index, row, column, [&](int e, double total) {
       T& value = parked[e * Engine::kThreads];
       value = static_cast<T>(first_factor ? layer.scale * (total + layer.beta)
                                           : static_cast<double>(value) * total);
-    }
+    });
     if (first_factor) continue;
     // The sum over layers lives in K: a small part of the traffic. A loop that is not unrolled leaves the
     // registers to the sums.
