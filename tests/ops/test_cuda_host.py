@@ -193,7 +193,7 @@ def test_sums_inside_the_tensor_cores_would_drift(call):
     assert _tile_error(call, "tf32x3_in_tensor_core", 3072) > 1e-5
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     version=st.sampled_from(cuda.VERSIONS["ntk_gram"]),
     n=st.integers(1, 70),
