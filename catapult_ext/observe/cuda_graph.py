@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -105,7 +106,11 @@ class CudaGraph:
             UnsupportedModule: there is one.
         """
         mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with (
+            warnings.catch_warnings()
+        ):  # once a process PyTorch says that it may overlook a wait; the capture does not
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             with _refused("synchronizing"):
                 return self.run(function)
