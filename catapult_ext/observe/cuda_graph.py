@@ -94,10 +94,11 @@ class CudaGraph:
         """Run the function eagerly, on the stream of the capture, so that libraries have set up what they need."""
         outside = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outside)
-        with torch.cuda.stream(self._stream):
-            result = function()
-        outside.wait_stream(self._stream)
-        return result
+        try:
+            with torch.cuda.stream(self._stream):
+                return function()
+        finally:
+            outside.wait_stream(self._stream)
 
     def rehearse(self, function: Callable[[], _Result]) -> _Result:
         """`run`, where an operation that waits for the device is an error: an aborted capture leaves more behind.
@@ -106,9 +107,8 @@ class CudaGraph:
             UnsupportedModule: there is one.
         """
         mode = torch.cuda.get_sync_debug_mode()
-        with (
-            warnings.catch_warnings()
-        ):  # once a process PyTorch says that it may overlook a wait; the capture does not
+        with warnings.catch_warnings():
+            # PyTorch says that it may overlook a wait: the capture does not.
             warnings.filterwarnings("ignore", message="Synchronization debug mode")
             torch.cuda.set_sync_debug_mode("error")
         try:
