@@ -53,6 +53,44 @@ def _gram_float32(s: Mapping[str, int]) -> Case:
     return _gram(s, torch.float32)
 
 
+_ONE_THREAD = "catapult_ext, one thread"
+
+
+@job(
+    "two-threads-512",
+    "tangent kernel of one layer with two threads beside one",
+    baseline=_ONE_THREAD,
+    shapes={"n": 512, "fan_in": 1024, "fan_out": 1024},
+    goals=(Goal(1 / 1.6, 1 / 1.8),),
+    error="relative to sqrt(K_ii K_jj)",
+)
+@job(
+    "two-threads-2000",
+    "tangent kernel of one layer with two threads beside one",
+    baseline=_ONE_THREAD,
+    shapes={"n": 2000, "fan_in": 1024, "fan_out": 1024},
+    goals=(Goal(1 / 1.6, 1 / 1.8),),
+    error="relative to sqrt(K_ii K_jj)",
+)
+def _gram_threads(s: Mapping[str, int]) -> Case:
+    case = _gram(s, torch.float32)
+    kernel, error = (which["catapult_ext"] for which in (case.implementations, case.errors))
+
+    def with_threads(count: int) -> object:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            return kernel()
+        finally:
+            torch.set_num_threads(before)
+
+    # No FLOP: the rate of two threads has no place under the roof of one.
+    return Case(
+        {_ONE_THREAD: lambda: with_threads(1), "catapult_ext": lambda: with_threads(2)},
+        {"catapult_ext": error},
+    )
+
+
 @job(
     "gram-float64-128",
     "tangent kernel of one layer in float64",
