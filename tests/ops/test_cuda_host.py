@@ -384,8 +384,11 @@ def test_all_fused_eigenpairs_of_many_ties(call, fused):
     cuda_cases.check_topk(call, "cpu", torch.float64, (q * values) @ q.T, n)
 
 
-@pytest.mark.parametrize("limit", [12 * 1024, 30 * 1024])
-def test_direct_eigenpairs_do_not_depend_on_where_the_matrix_lives(call, eigh_version, limit):
+@pytest.mark.parametrize(
+    ("version", "limit"), [("simple", 12 * 1024), ("fused", 12 * 1024), ("fused", 30 * 1024)]
+)
+def test_direct_eigenpairs_do_not_depend_on_where_the_matrix_lives(call, monkeypatch, version, limit):
+    monkeypatch.setitem(cuda._selected, "topk_eigh", cuda.VERSIONS["topk_eigh"].index(version))
     x = torch.randn(2, 40, 40)
     kernel = x @ x.mT
     shared = call("topk_eigh", kernel, 20, None, 1e-6)
@@ -406,16 +409,91 @@ def test_fused_eigenpairs_are_bitwise_the_same_in_any_order_of_threads(call, fus
         assert all(torch.equal(got, wanted) for got, wanted in zip(other, found[0], strict=True))
 
 
-def test_krylov_cold_and_warm(call):
+def test_krylov_cold_and_warm(call, eigh_version):
     x = torch.randn(270, 300, dtype=torch.float64) * torch.arange(1, 301, dtype=torch.float64) ** -0.9
     start = cuda_cases.check_topk(call, "cpu", torch.float32, x @ x.T, 3)
     cuda_cases.check_topk(call, "cpu", torch.float32, 1.01 * (x @ x.T), 3, start=start)
 
 
 @pytest.mark.slow
-def test_krylov_without_convergence_ends_in_the_direct_solver(call):
+def test_krylov_without_convergence_ends_in_the_direct_solver(call, eigh_version):
     x = torch.randn(257, 257, dtype=torch.float64)
     cuda_cases.check_topk(call, "cpu", torch.float64, x @ x.T, 1, tol=1e-30)
+
+
+def converged(call) -> bool:
+    """Whether block Krylov ended without the direct solver: the flag is the last word of its workspace."""
+    return int(call.workspaces[-1][-GUARD - 8 : -GUARD - 4].view(torch.int32)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "k"),
+    [
+        ([3.0, 1.0] + [0.0] * 259, 2),  # less rank than columns
+        ([3.0] * 20 + [0.1] * 241, 10),  # a tie that is wider than the block
+        ([-1.0, -1.5] + [-8.0 - 0.001 * i for i in range(259)], 2),  # all below what a vector of zeros gives
+        ([i**-3.0 for i in range(1, 262)], 11),  # blocks of 32 columns
+        ([10.0**-i for i in range(261)], 3),  # columns that are dependent but for rounding
+    ],
+    ids=["rank", "tie", "negative", "wide", "steep"],
+)
+def test_fused_krylov_where_the_basis_runs_dry_or_is_wide(call, fused, values, k):
+    q = torch.linalg.qr(torch.randn(261, 261, dtype=torch.float64))[0]
+    cuda_cases.check_topk(
+        call, "cpu", torch.float64, (q * torch.tensor(values, dtype=torch.float64)) @ q.T, k, tol=1e-8
+    )
+    assert converged(call)
+
+
+@pytest.mark.slow
+def test_fused_krylov_of_more_rows_than_a_tile_for_each_multiprocessor(call, fused):
+    x = torch.randn(2113, 2)
+    start = torch.linalg.eigh(x @ x.T)[1][:, -1:]
+    cuda_cases.check_topk(call, "cpu", torch.float32, x @ x.T, 1, tol=1e-4, start=start)
+    assert converged(call)
+
+
+def test_fused_krylov_reads_what_is_given_as_a_start_and_survives_a_broken_one(call, fused):
+    n, k = 258, 2
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+    kernel = (q * torch.arange(1, n + 1, dtype=torch.float64) ** -2) @ q.T
+    start = q[:, :5] + 1e-9 * torch.randn(n, 5, dtype=torch.float64)
+    cuda_cases.check_topk(call, "cpu", torch.float64, kernel, k, tol=1e-7, start=start)
+    assert converged(call)
+    start[:, 1:3] = start[:, :1]
+    start[7, 4] = torch.nan
+    cuda_cases.check_topk(call, "cpu", torch.float64, kernel, k, tol=1e-7, start=start)
+    assert converged(call)
+
+
+def test_fused_krylov_is_bitwise_the_same_in_any_order_of_threads(call, fused):
+    x = torch.randn(259, 300) * torch.arange(1, 301) ** -1.5
+    found = []
+    for seed in (0, 1):
+        call.module.emulator_configure(shuffle_seed=seed)
+        found.append(call("topk_eigh", x @ x.T, 2, None, 1e-5))
+    assert all(torch.equal(got, wanted) for got, wanted in zip(*found, strict=True))
+
+
+def test_fused_krylov_notes_what_is_not_finite(call, fused):
+    large = torch.eye(270)
+    large[200, 100] = torch.inf
+    for result in cuda.IMPLEMENTATIONS["topk_eigh"](large, 2, None, 1e-6):
+        assert result.isnan().all()
+    with pytest.raises(cx.NonFinite):
+        cuda.check(CPU)
+
+
+def test_fused_krylov_is_refused_where_there_are_no_clusters(call, fused):
+    call.module.emulator_configure(capability=8)
+    with pytest.raises(ValueError, match="topk_eigh: clusters of blocks need a GPU of compute capability 9"):
+        call("topk_eigh", torch.eye(270), 2, None, 1e-6)
+
+
+def test_norm_of_a_large_matrix_by_fused_krylov(call, monkeypatch):
+    monkeypatch.setitem(cuda._selected, "spectral_norm", cuda.VERSIONS["spectral_norm"].index("warp"))
+    x = torch.rand(514, 20, dtype=torch.float64)
+    cuda_cases.check_norm(call, "cpu", torch.float32, (x @ x.T)[None])
 
 
 @pytest.fixture(params=cuda.VERSIONS["spectral_norm"])
@@ -570,6 +648,19 @@ def test_chain(call, dtype, case):
 def test_any_chain(call, widths, d, batches, slope, fixed):
     fixed = tuple(number for number in fixed if number < len(widths))  # the last one is trained
     cuda_cases.check_chain(call, "cpu", torch.float64, ((d, *widths, 1), batches, (slope,), fixed))
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("op", "version"),
+    [(op, version) for op in ("ntk_gram", "spectral_norm") for version in cuda.VERSIONS[op][1:]],
+)
+def test_chain_over_every_version_of_what_it_calls(call, dtype, op, version):
+    cuda.select(op, version)
+    try:
+        cuda_cases.check_chain(call, "cpu", dtype, ((7, 33, 21, 1), [9], (0.0, 1.0, 0.2), ()))
+    finally:
+        cuda.select(op, "simple")
 
 
 def chain_on_both(call, layers, data, **options):
