@@ -40,6 +40,51 @@ inline FusedPlan plan_fused(int64_t n, int64_t k, int64_t shared_limit) {
   return plan;
 }
 
+// Block Krylov: kKrylovCluster blocks share the rows of the basis.
+constexpr int kKrylovCluster = 8;
+constexpr int64_t kLargestKrylovBlock = 32;  // columns: larger blocks go the simple way
+
+constexpr int64_t krylov_block(int64_t k) { return ceil_div(k + kKrylovGuard, 16) * 16; }
+constexpr bool use_fused_krylov(int64_t k) { return krylov_block(k) <= kLargestKrylovBlock; }
+
+struct KrylovFusedPlan {
+  int64_t block, basis;
+  int64_t row_tiles;  // of 16 rows that a block of the products K X has
+  int64_t cluster_shared_bytes;
+  // Offsets in doubles into the workspace.
+  int64_t vectors, products;           // [basis, n] each
+  int64_t ritz_values;                 // [block]
+  int64_t bands;                       // [basis, 5, block] where they do not fit beside the rest
+  int64_t fallback, fallback_vectors;  // of the direct solver that takes over without convergence; [n + 1, k]
+  int64_t flag;                        // one int32
+  int64_t total_doubles;
+};
+
+inline KrylovFusedPlan plan_krylov_fused(int64_t n, int64_t k, int64_t shared_limit) {
+  KrylovFusedPlan plan{};
+  const int64_t block = plan.block = krylov_block(k), basis = plan.basis = block * kKrylovSteps;
+  plan.row_tiles = ceil_div(n, 16) <= 132 ? 1 : 2;  // one for each multiprocessor, or half the reads of X
+  const int64_t inner = kHouseholderArrays * kPanelSide + kReduceSlots + 1 + basis * (basis | 1) + 2 * block +
+                        block * (basis | 1) + (block == 16 ? 5 * basis * block : 0);
+  const int64_t partial = kFusedThreads / 32 * 48 * 16;
+  plan.cluster_shared_bytes = 8 * (10 * block * block + 2 * block + std::max(inner, partial));
+  int64_t next = 0;
+  auto take = [&next](int64_t doubles) {
+    int64_t offset = next;
+    next += doubles;
+    return offset;
+  };
+  plan.vectors = take(basis * n);
+  plan.products = take(basis * n);
+  plan.ritz_values = take(block);
+  plan.bands = take(block == 16 ? 0 : 5 * basis * block);
+  plan.fallback = take(plan_direct(n, k, shared_limit).workspace_doubles);
+  plan.fallback_vectors = take((n + 1) * k);
+  plan.flag = take(1);
+  plan.total_doubles = next;
+  return plan;
+}
+
 // Lanczos with a proven bracket: a warp for a small matrix, four warps for larger ones, K in shared memory.
 struct WarpPlan {
   int threads;

@@ -12,6 +12,10 @@ namespace catapult::cuda {
 
 namespace {
 
+// From kWarpLimit to kLanczosLimit rows both are the same; beyond it the version chooses that of block
+// Krylov.
+enum Version : int { kSimple = 0, kWarp = 1, kVersions };
+
 template <typename T>
 struct LanczosArguments {
   int64_t n;
@@ -145,16 +149,23 @@ void launch(const Norm& problem, const Context& context) {
                                       problem.tol, values, workspace, context.status, plan.matrix_in_shared});
     return;
   }
-  for (int64_t i = 0; i < problem.batch; ++i)
-    launch_krylov(
-        stream, context,
-        KrylovProblem<T>{problem.n, 1, kernel + i * problem.kernel_batch_stride, problem.kernel_stride,
-                         nullptr, 0, problem.tol, values + i, nullptr, nullptr, workspace, context.status});
+  for (int64_t i = 0; i < problem.batch; ++i) {
+    const KrylovProblem<T> krylov{problem.n,
+                                  1,
+                                  kernel + i * problem.kernel_batch_stride,
+                                  problem.kernel_stride,
+                                  nullptr,
+                                  0,
+                                  problem.tol,
+                                  values + i,
+                                  nullptr,
+                                  nullptr,
+                                  workspace,
+                                  context.status};
+    problem.version == kWarp ? launch_krylov_fused(stream, krylov) : launch_krylov(stream, context, krylov);
+  }
 }
 
-enum Version : int { kSimple = 0, kWarp = 1, kVersions };
-
-// Larger matrices go the simple way in both versions.
 bool use_warp(const Norm& problem) { return problem.version == kWarp && problem.n <= kWarpLimit; }
 
 }  // namespace
@@ -163,7 +174,9 @@ int64_t spectral_norm_workspace_bytes(const Norm& problem, int device) {
   if (problem.batch == 0 || problem.n == 0) return 0;
   if (use_warp(problem)) return norm_warp_workspace_bytes(problem, device);
   if (problem.n <= kLanczosLimit) return 8 * problem.batch * lanczos_workspace_doubles(problem.n);
-  return 8 * plan_krylov(problem.n, 1, Stream("spectral_norm", device, 0).shared_limit()).total_doubles;
+  const int64_t limit = Stream("spectral_norm", device, 0).shared_limit();
+  return 8 * (problem.version == kWarp ? plan_krylov_fused(problem.n, 1, limit).total_doubles
+                                       : plan_krylov(problem.n, 1, limit).total_doubles);
 }
 
 void launch_spectral_norm(const Norm& problem, const Context& context) {

@@ -10,7 +10,11 @@ namespace {
 
 enum Version : int { kSimple = 0, kFused = 1, kVersions };
 
-bool use_fused_direct(const Eigh& problem) { return problem.version == kFused && problem.n <= kFusedLimit; }
+bool fused_direct(const Eigh& problem) { return problem.version == kFused && problem.n <= kFusedLimit; }
+
+bool fused_krylov(const Eigh& problem) {
+  return problem.version == kFused && !use_direct(problem.n, problem.k) && use_fused_krylov(problem.k);
+}
 
 int64_t shared_limit(const char* op, int device) { return Stream(op, device, 0).shared_limit(); }
 
@@ -29,15 +33,24 @@ void launch(const Eigh& problem, const Context& context) {
         problem.batch,         n,      k,       kernel,    problem.kernel_batch_stride,
         problem.kernel_stride, values, vectors, residuals, workspace,
         context.status,        nullptr};
-    use_fused_direct(problem) ? launch_direct_fused(stream, direct) : launch_direct(stream, direct);
+    fused_direct(problem) ? launch_direct_fused(stream, direct) : launch_direct(stream, direct);
     return;
   }
-  for (int64_t i = 0; i < problem.batch; ++i)  // in stream order: they share the workspace
-    launch_krylov(stream, context,
-                  KrylovProblem<T>{n, k, kernel + i * problem.kernel_batch_stride, problem.kernel_stride,
-                                   start == nullptr ? nullptr : start + i * n * problem.start_columns,
-                                   problem.start_columns, problem.tol, values + i * k, vectors + i * n * k,
-                                   residuals + i * k, workspace, context.status});
+  for (int64_t i = 0; i < problem.batch; ++i) {  // in stream order: they share the workspace
+    const KrylovProblem<T> krylov{n,
+                                  k,
+                                  kernel + i * problem.kernel_batch_stride,
+                                  problem.kernel_stride,
+                                  start == nullptr ? nullptr : start + i * n * problem.start_columns,
+                                  problem.start_columns,
+                                  problem.tol,
+                                  values + i * k,
+                                  vectors + i * n * k,
+                                  residuals + i * k,
+                                  workspace,
+                                  context.status};
+    fused_krylov(problem) ? launch_krylov_fused(stream, krylov) : launch_krylov(stream, context, krylov);
+  }
 }
 
 }  // namespace
@@ -45,8 +58,9 @@ void launch(const Eigh& problem, const Context& context) {
 int64_t topk_eigh_workspace_bytes(const Eigh& problem, int device) {
   if (problem.batch == 0 || problem.n == 0 || problem.k == 0) return 0;
   const int64_t limit = shared_limit("topk_eigh", device);
-  if (use_fused_direct(problem))
+  if (fused_direct(problem))
     return 8 * problem.batch * plan_fused(problem.n, problem.k, limit).workspace_doubles;
+  if (fused_krylov(problem)) return 8 * plan_krylov_fused(problem.n, problem.k, limit).total_doubles;
   return 8 * (use_direct(problem.n, problem.k)
                   ? problem.batch * plan_direct(problem.n, problem.k, limit).workspace_doubles
                   : plan_krylov(problem.n, problem.k, limit).total_doubles);

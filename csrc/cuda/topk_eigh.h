@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "cuda/launch.h"
 
@@ -43,6 +44,26 @@ struct KrylovProblem {
 };
 template <typename T>
 void launch_krylov(const Stream& stream, const Context& context, const KrylovProblem<T>& problem);
+
+// The same in version "fused", for k where use_fused_krylov; needs clusters (Hopper). The workspace is that
+// of plan_krylov_fused.
+template <typename T>
+void launch_krylov_fused(const Stream& stream, const KrylovProblem<T>& problem);
+
+// State of block Krylov on the device: launches behind kRunning's end return at once.
+enum KrylovFlag : int { kRunning = 0, kConverged = 1, kBroken = 2 };
+
+// What both versions end with. Eigenpairs are rounded, `multiply` enqueues products[j] = K vectors[j] for the
+// residuals of what is returned; without convergence the direct solver takes over.
+struct KrylovResult {
+  double *vectors, *products;  // [at least k, n]
+  double* ritz_values;
+  double *fallback, *fallback_vectors;  // workspaces of the direct solver, of plan_direct and [n + 1, k]
+  int* flag;
+};
+template <typename T>
+void finish_krylov(const Stream& stream, const KrylovProblem<T>& problem, const KrylovResult& result,
+                   const std::function<void()>& multiply);
 
 // spectral_norm of matrices of at most kWarpLimit rows, version "warp".
 int64_t norm_warp_workspace_bytes(const Norm& problem, int device);

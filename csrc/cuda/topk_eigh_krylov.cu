@@ -11,8 +11,6 @@ namespace catapult::cuda {
 
 namespace {
 
-enum Flag : int { kRunning = 0, kConverged = 1, kBroken = 2 };
-
 __device__ bool finished(const int* flag) { return flag != nullptr && *flag != kRunning; }
 
 // vectors[j] <- column j of start, or random numbers beyond it: [block, n].
@@ -194,6 +192,26 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <typename T>
+void finish_krylov(const Stream& stream, const KrylovProblem<T>& problem, const KrylovResult& result,
+                   const std::function<void()>& multiply) {
+  const int64_t n = problem.n, k = problem.k;
+  constexpr int64_t kSlots = kReduceSlots * 8;
+  stream.launch(krylov_finish_kernel<T>, k, kThreads, kSlots, result.vectors, result.ritz_values, n, k,
+                problem.values, problem.vectors, result.flag);
+  T* own_vectors = reinterpret_cast<T*>(result.fallback_vectors);  // [n, k], then [k]
+  if (problem.residuals != nullptr) {
+    multiply();
+    stream.launch(krylov_residual_kernel<T>, k, kThreads, kSlots, result.vectors, result.products, n,
+                  problem.values, problem.residuals, result.flag);
+  }
+  launch_direct(stream,
+                DirectProblem<T>{1, n, k, problem.kernel, 0, problem.stride, problem.values,
+                                 problem.vectors == nullptr ? own_vectors : problem.vectors,
+                                 problem.residuals == nullptr ? own_vectors + n * k : problem.residuals,
+                                 result.fallback, problem.status, result.flag});
+}
+
+template <typename T>
 void launch_krylov(const Stream& stream, const Context& context, const KrylovProblem<T>& problem) {
   const int64_t n = problem.n, k = problem.k;
   const KrylovPlan plan = plan_krylov(n, k, stream.shared_limit());
@@ -262,21 +280,16 @@ void launch_krylov(const Stream& stream, const Context& context, const KrylovPro
     stream.launch(krylov_check_kernel, 1, kThreads, 0, partials, ritz_values, plan.rotate_blocks, block, k,
                   problem.tol, flag, problem.status);
   }
-  stream.launch(krylov_finish_kernel<T>, k, kThreads, kSlots, vectors, ritz_values, n, k, problem.values,
-                problem.vectors, flag);
-  T* own_vectors = reinterpret_cast<T*>(problem.workspace + plan.fallback_vectors);  // [n, k], then [k]
-  if (problem.residuals != nullptr) {
-    multiply(0, nullptr);
-    stream.launch(krylov_residual_kernel<T>, k, kThreads, kSlots, vectors, products, n, problem.values,
-                  problem.residuals, flag);
-  }
-  launch_direct(stream,
-                DirectProblem<T>{1, n, k, problem.kernel, 0, problem.stride, problem.values,
-                                 problem.vectors == nullptr ? own_vectors : problem.vectors,
-                                 problem.residuals == nullptr ? own_vectors + n * k : problem.residuals,
-                                 problem.workspace + plan.fallback, problem.status, flag});
+  finish_krylov(stream, problem,
+                KrylovResult{vectors, products, ritz_values, problem.workspace + plan.fallback,
+                             problem.workspace + plan.fallback_vectors, flag},
+                [&] { multiply(0, nullptr); });
 }
 
+template void finish_krylov<float>(const Stream&, const KrylovProblem<float>&, const KrylovResult&,
+                                   const std::function<void()>&);
+template void finish_krylov<double>(const Stream&, const KrylovProblem<double>&, const KrylovResult&,
+                                    const std::function<void()>&);
 template void launch_krylov<float>(const Stream&, const Context&, const KrylovProblem<float>&);
 template void launch_krylov<double>(const Stream&, const Context&, const KrylovProblem<double>&);
 

@@ -134,4 +134,33 @@ CATAPULT_TEST(cuda_warp_plan_fits) {
   EXPECT(plan_warp(100, 4).shared_bytes <= 227 * 1024 / 4, "500 matrices of 100 rows run at once on 132");
 }
 
+CATAPULT_TEST(cuda_fused_krylov_workspace_pieces_do_not_overlap) {
+  const int64_t hopper = 227 * 1024;
+  for (int64_t n : {257, 300, 2112, 2113, 5001})
+    for (int64_t k : {1, 10, 11, 26}) {
+      if (use_direct(n, k)) continue;
+      EXPECT(use_fused_krylov(k), "k " << k);
+      const KrylovFusedPlan plan = plan_krylov_fused(n, k, hopper);
+      EXPECT(plan.block >= k + kKrylovGuard && (plan.block == 16 || plan.block == 32),
+             "block " << plan.block);
+      EXPECT(plan.basis <= kPanelSide && plan.basis <= n / 2, "basis " << plan.basis << " of n " << n);
+      EXPECT(plan.cluster_shared_bytes <= hopper, "asks for " << plan.cluster_shared_bytes);
+      EXPECT(plan.row_tiles == (n <= 2112 ? 1 : 2), "row tiles " << plan.row_tiles);
+      const int64_t m = plan.basis, b = plan.block;
+      const std::vector<std::pair<int64_t, int64_t>> pieces{
+          {plan.vectors, m * n},
+          {plan.products, m * n},
+          {plan.ritz_values, b},
+          {plan.bands, b == 16 ? 0 : 5 * m * b},
+          {plan.fallback, plan_direct(n, k, hopper).workspace_doubles},
+          {plan.fallback_vectors, (n + 1) * k},
+          {plan.flag, 1}};
+      for (size_t i = 0; i + 1 < pieces.size(); ++i)
+        EXPECT(pieces[i].first + pieces[i].second <= pieces[i + 1].first,
+               "piece " << i << " overlaps the next");
+      EXPECT(plan.flag + 1 == plan.total_doubles, "the flag is the last word");
+    }
+  EXPECT(!use_fused_krylov(27), "48 columns do not fit");
+}
+
 }  // namespace catapult::tests
