@@ -90,7 +90,7 @@ def _with_version(op: str, version: str, call: Callable[[], object]) -> object:
 def _measure(case: GpuCase) -> Iterator[dict[str, object]]:
     calls, ours = dict(case.implementations), ["catapult_ext"]
     for version in () if case.op is None else cuda_ops.VERSIONS[case.op][1:]:
-        if version == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        if version in ("cluster", "fused") and torch.cuda.get_device_capability()[0] < 9:
             continue  # refused there
         ours.append(f"catapult_ext {version}")
         calls[ours[-1]] = partial(_with_version, case.op, version, calls["catapult_ext"])

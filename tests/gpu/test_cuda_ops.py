@@ -182,17 +182,41 @@ def test_agop(device, dtype, rows, d):
     cuda_cases.check_agop(call, device, dtype, rows, d)
 
 
+@pytest.fixture(params=cuda.VERSIONS["topk_eigh"])
+def eigh_version(request):
+    """Run the test with every implementation of topk_eigh."""
+    cuda.select("topk_eigh", request.param)
+    yield request.param
+    cuda.select("topk_eigh", "simple")
+
+
+@pytest.fixture
+def krylov_version(eigh_version):
+    """The same for matrices that go to block Krylov."""
+    if eigh_version == "fused" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs clusters of blocks")
+    return eigh_version
+
+
+@pytest.fixture(params=cuda.VERSIONS["spectral_norm"])
+def norm_version(request):
+    """Run the test with every implementation of spectral_norm."""
+    cuda.select("spectral_norm", request.param)
+    yield request.param
+    cuda.select("spectral_norm", "simple")
+
+
 @dtypes
-@pytest.mark.parametrize("n", [1, 2, 5, 31, 33, 127, 129, 200])
-def test_direct_eigenpairs(device, dtype, n):
+@pytest.mark.parametrize("n", [1, 2, 5, 31, 33, 127, 128, 129, 200, 256])
+def test_direct_eigenpairs(device, eigh_version, dtype, n):
     for _, matrix in cuda_cases.matrices(n):
         for k in sorted({1, min(10, n), n}):
             cuda_cases.check_topk(call, device, dtype, matrix, k)
 
 
 @dtypes
-@pytest.mark.parametrize("n", [257, 600, 2001])
-def test_krylov_cold_and_warm(device, dtype, n):
+@pytest.mark.parametrize("n", [257, 600, 2001, 2113])
+def test_krylov_cold_and_warm(device, krylov_version, dtype, n):
     tol = 1e-6 if dtype == torch.float32 else 1e-10
     decay = torch.arange(1, n + 51, dtype=torch.float64) ** -0.7
     x = torch.randn(n, n + 50, dtype=torch.float64) * decay
@@ -200,14 +224,38 @@ def test_krylov_cold_and_warm(device, dtype, n):
     cuda_cases.check_topk(call, device, dtype, 1.01 * (x @ x.T), 10, tol=tol, start=start)
 
 
-def test_krylov_without_convergence_ends_in_the_direct_solver(device):
+@pytest.mark.parametrize("k", [4, 11])
+def test_krylov_of_less_rank_than_columns(device, krylov_version, k):
+    x = torch.randn(700, 2, dtype=torch.float64)
+    cuda_cases.check_topk(call, device, torch.float64, x @ x.T, k, tol=1e-9)
+
+
+@dtypes
+@pytest.mark.parametrize(("n", "k"), [(128, 10), (200, 3), (600, 10), (2113, 12)])
+def test_eigenpairs_have_the_same_bits_at_every_call_and_in_a_graph(device, krylov_version, dtype, n, k):
+    x = torch.randn(n, 300, dtype=dtype, device=device) * torch.arange(1, 301, device=device) ** -1.0
+    arguments = ("topk_eigh", (x @ x.T).contiguous(), k, None, 1e-5)
+    first = call(*arguments)
+    for _ in range(20):
+        assert all(torch.equal(got, wanted) for got, wanted in zip(call(*arguments), first, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = run(*arguments)
+    for _ in range(20):
+        graph.replay()
+        assert all(torch.equal(got, wanted) for got, wanted in zip(replayed, first, strict=True))
+
+
+def test_krylov_without_convergence_ends_in_the_direct_solver(device, krylov_version):
     x = torch.randn(500, 500, dtype=torch.float64)
     cuda_cases.check_topk(call, device, torch.float64, x @ x.T, 3, tol=1e-30)
 
 
 @dtypes
-@pytest.mark.parametrize("n", [1, 2, 5, 32, 33, 100, 512, 700])
-def test_norms(device, dtype, n):
+@pytest.mark.parametrize("n", [1, 2, 5, 32, 33, 100, 128, 129, 512, 700])
+def test_norms(device, norm_version, dtype, n):
+    if norm_version == "warp" and n > 512 and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs clusters of blocks")
     x = torch.randn(3, n, n + 2, dtype=torch.float64)
     batch = x @ x.mT
     batch[1] *= 1e-20
@@ -215,9 +263,28 @@ def test_norms(device, dtype, n):
     cuda_cases.check_norm(call, device, dtype, batch)
 
 
-def test_many_small_norms(device):
+def test_many_small_norms(device, norm_version):
     x = torch.randn(500, 100, 120, dtype=torch.float64)
-    cuda_cases.check_norm(call, device, torch.float32, x @ x.mT)
+    cuda_cases.check_norm(call, device, torch.float32, x @ x.mT)  # flat spectra
+    x = torch.rand(500, 100, 120, dtype=torch.float64)
+    cuda_cases.check_norm(call, device, torch.float32, x @ x.mT)  # one eigenvalue stands out
+
+
+@dtypes
+@pytest.mark.parametrize("n", [5, 33, 128])
+def test_norms_have_the_same_bits_at_every_call_and_in_a_graph(device, norm_version, dtype, n):
+    x = torch.rand(40, n, n + 2, dtype=dtype, device=device)
+    x[::2] -= 0.5
+    arguments = ("spectral_norm", x @ x.mT, 1e-6)
+    first = call(*arguments)
+    for _ in range(20):
+        assert torch.equal(call(*arguments), first)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = run(*arguments)
+    for _ in range(20):
+        graph.replay()
+        assert torch.equal(replayed, first)
 
 
 @dtypes
