@@ -154,6 +154,26 @@ def test_gram_is_bitwise_the_same_in_any_order_of_threads(call, gram_version, dt
     assert torch.equal(kernels[0], kernels[2])
 
 
+@pytest.mark.parametrize("widths", [(100, 3), (300, 150), (2, 1)], ids=str)  # one launch; parts; no tiles
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
+def test_a_gram_that_is_not_finite_is_noted(call, gram_version, widths, bad):
+    a, b, scale, beta = cuda_cases.layers(70, 1, [widths], torch.float32, "cpu")
+    a[0][65, -1] = bad
+    kernel = torch.empty(70, 70)
+    with pytest.raises(cx.NonFinite):
+        call("ntk_gram_", kernel, a, b, scale, beta, False)
+    assert not kernel[65].isfinite().any()
+    assert kernel[:65, :65].isfinite().all()
+
+
+@dtypes
+def test_gram_of_no_columns_is_zero(call, gram_version, dtype):
+    empty = torch.empty(3, 0, dtype=dtype)
+    kernel = torch.full((3, 3), torch.nan, dtype=dtype)
+    call("ntk_gram_", kernel, [empty], [empty], [1.0], [1.0], False)
+    assert (kernel == 0).all()
+
+
 def test_clusters_are_refused_where_there_are_none(call, monkeypatch):
     call.module.emulator_configure(capability=8)
     monkeypatch.setitem(cuda._selected, "ntk_gram", cuda.VERSIONS["ntk_gram"].index("cluster"))
