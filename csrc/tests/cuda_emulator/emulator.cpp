@@ -126,9 +126,15 @@ void run_cluster(uint64_t& random) {
   for (;;) {
     if (engine.options.shuffle_seed != 0)
       for (unsigned i = count - 1; i > 0; --i) std::swap(order[i], order[next_random(random) % (i + 1)]);
+    // Shuffled, one block of a cluster advances at a time: it may end long before the others.
+    const bool one_block = engine.options.shuffle_seed != 0 && waiting(Wait::kNone, 0, count) > 0;
+    unsigned block = 0;
+    if (one_block) do {
+        block = static_cast<unsigned>(next_random(random) % (count / block_size));
+      } while (waiting(Wait::kNone, block * block_size, block_size) == 0);
     bool progressed = false;
     for (unsigned index : order)
-      if (engine.fibers[index].wait == Wait::kNone) {
+      if (engine.fibers[index].wait == Wait::kNone && !(one_block && index / block_size != block)) {
         resume(index);
         if (!engine.failure.empty()) throw std::logic_error("emulated kernel: " + engine.failure);
         progressed = true;
@@ -140,11 +146,11 @@ void run_cluster(uint64_t& random) {
       progressed = true;
     };
     for (unsigned warp = 0; warp < count; warp += 32) release(Wait::kWarp, warp, 32);
-    for (unsigned block = 0; block < count; block += block_size) {
-      release(Wait::kBlock, block, block_size);
-      if (waiting(Wait::kDone, block, block_size) == block_size) {
+    for (unsigned first = 0; first < count; first += block_size) {
+      release(Wait::kBlock, first, block_size);
+      if (waiting(Wait::kDone, first, block_size) == block_size) {
         // Whoever still reads it sees that it is gone.
-        std::vector<double>& shared = engine.shared[block / block_size];
+        std::vector<double>& shared = engine.shared[first / block_size];
         std::fill(shared.begin(), shared.end(), std::numeric_limits<double>::quiet_NaN());
       }
     }
