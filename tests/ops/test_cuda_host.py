@@ -232,7 +232,7 @@ def test_gram_of_any_shape(call, version, n, c, widths, seed):
 
 @dtypes
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (65, 300), (130, 17), (3, 1000)])
-def test_tile(call, dtype, rows, columns):
+def test_tile(call, gram_version, dtype, rows, columns):
     cuda_cases.check_tile(call, "cpu", dtype, rows, columns)
 
 
@@ -358,7 +358,7 @@ def test_a_convolution_takes_two_launches_a_tile(call):
 
 @dtypes
 @pytest.mark.parametrize(("rows", "d"), [(1, 1), (90, 70), (5, 130)])
-def test_agop(call, dtype, rows, d):
+def test_agop(call, gram_version, dtype, rows, d):
     cuda_cases.check_agop(call, "cpu", dtype, rows, d)
 
 
@@ -712,6 +712,15 @@ def test_a_chain_in_one_call_has_the_bits_of_one_call_per_step(call):
         torch.testing.assert_close(found[1], lambda_1[now], rtol=0, atol=0, equal_nan=True)
     for one, other in zip(whole, steps, strict=True):
         assert torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize("widths", [(1,), (9, 1), (9, 4, 1)])
+def test_launches_of_a_chain_are_few(call, widths):
+    data = problem(20, 6, [5, 5], torch.float32)
+    layers = chain((6, *widths), torch.float32)
+    before = call.module.emulator_launches()
+    call("chain_sgd_", *chain_arguments(layers, data, torch.zeros(2, dtype=torch.bool)))
+    assert call.module.emulator_launches() == before + 2 * (3 + 2 * (len(widths) - 1))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
