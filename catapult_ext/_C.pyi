@@ -82,9 +82,64 @@ def cuda_agop_reduce(
     arg10: float,
     arg11: int,
     arg12: int,
+    arg13: int,
 ) -> None: ...
 def cuda_agop_reduce_workspace(
-    arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: float, arg7: int, arg8: int
+    arg0: int,
+    arg1: int,
+    arg2: int,
+    arg3: int,
+    arg4: int,
+    arg5: int,
+    arg6: float,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+) -> int: ...
+def cuda_chain_sgd(
+    arg0: int,
+    arg1: int,
+    arg2: int,
+    arg3: int,
+    arg4: int,
+    arg5: Sequence[tuple[int, int, int, int, float, int, float, float, bool, bool]],
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    arg11: int,
+    arg12: int,
+    arg13: int,
+    arg14: Sequence[int],
+    arg15: Sequence[int],
+    arg16: float,
+    arg17: float,
+    arg18: int,
+    arg19: int,
+    arg20: int,
+    arg21: int,
+) -> None: ...
+def cuda_chain_sgd_workspace(
+    arg0: int,
+    arg1: int,
+    arg2: Sequence[tuple[int, int, int, int, float, int, float, float, bool, bool]],
+    arg3: int,
+    arg4: int,
+    arg5: int,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    arg11: Sequence[int],
+    arg12: Sequence[int],
+    arg13: float,
+    arg14: float,
+    arg15: int,
+    arg16: int,
+    arg17: int,
+    arg18: int,
 ) -> int: ...
 def cuda_jacobian_conv2d(
     arg0: int,
@@ -140,6 +195,7 @@ def cuda_jacobian_tile(
     arg12: int,
     arg13: int,
     arg14: int,
+    arg15: int,
 ) -> None: ...
 def cuda_jacobian_tile_workspace(
     arg0: int,
@@ -153,6 +209,7 @@ def cuda_jacobian_tile_workspace(
     arg8: int,
     arg9: int,
     arg10: int,
+    arg11: int,
 ) -> int: ...
 def cuda_ntk_gram(
     arg0: int,

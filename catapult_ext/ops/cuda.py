@@ -26,6 +26,7 @@ _DTYPE_CODES = {torch.float32: 0, torch.float64: 1}  # DType in csrc/core/types.
 _NON_FINITE, _NOT_CONVERGED, _NO_SUCH_SAMPLE = 1, 2, 4  # Status in csrc/cuda/device.cuh
 
 #: Implementations of an op, the simplest first: the default. The others have passed every test that needs no GPU.
+#: That of "ntk_gram" is the one of every product G G^T: `agop_reduce_` and tiles of `jacobian_accumulate_` too.
 VERSIONS: dict[str, tuple[str, ...]] = {
     "ntk_gram": ("simple", "ffma", "tf32x3", "cluster"),
     "jacobian_conv2d": ("simple", "ffma", "tf32x3"),
@@ -212,11 +213,11 @@ def _jacobian_accumulate_tile_(
     _checks.jacobian_tile(kernel, grad, tile, weight)
     rows, columns = tile.shape
     code = _DTYPE_CODES[kernel.dtype]
-    _launch(
-        "jacobian_tile",
-        kernel.device,
-        (code, rows, columns, *_matrix(tile), kernel.data_ptr(), rows, *_weight(weight), _address(grad)),
-    )
+    arguments = (
+        code, rows, columns, *_matrix(tile), kernel.data_ptr(), rows, *_weight(weight), _address(grad),
+        _version("ntk_gram"),
+    )  # fmt: skip
+    _launch("jacobian_tile", kernel.device, arguments)
 
 
 def _sweep(
@@ -285,7 +286,8 @@ def _agop_reduce_(agop: Tensor, g: Tensor, scale: float) -> None:
     _checks.agop_reduce(agop, g)
     rows, d = g.shape
     code = _DTYPE_CODES[g.dtype]
-    _launch("agop_reduce", g.device, (code, rows, d, *_matrix(g), scale, agop.data_ptr(), d))
+    arguments = (code, rows, d, *_matrix(g), scale, agop.data_ptr(), d, _version("ntk_gram"))
+    _launch("agop_reduce", g.device, arguments)
 
 
 def _agop_inner(g: Tensor, h: Tensor) -> Tensor:

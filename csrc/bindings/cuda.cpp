@@ -165,7 +165,7 @@ void bind_chain(py::module_& module, ChainCall (*make)(Fields...)) {
 
 cuda::JacobianTile jacobian_tile(int dtype, int64_t rows, int64_t columns, Address tile, int64_t tile_stride,
                                  int64_t tile_column_stride, Address kernel, int64_t kernel_stride,
-                                 Address weight, int64_t weight_stride, Address grad) {
+                                 Address weight, int64_t weight_stride, Address grad, int version) {
   return {static_cast<DType>(dtype),
           rows,
           columns,
@@ -176,7 +176,8 @@ cuda::JacobianTile jacobian_tile(int dtype, int64_t rows, int64_t columns, Addre
           kernel_stride,
           pointer(weight),
           weight_stride,
-          pointer(grad)};
+          pointer(grad),
+          version};
 }
 
 // shape: n, c, in, height, width, out, out_height, out_width; geometry: groups, kernel, stride, padding,
@@ -211,7 +212,7 @@ cuda::JacobianConv2d jacobian_conv2d(int dtype, std::vector<int64_t> shape, std:
 }
 
 cuda::Agop agop(int dtype, int64_t rows, int64_t d, Address g, int64_t g_stride, int64_t g_column_stride,
-                double scale, Address agop, int64_t agop_stride) {
+                double scale, Address agop, int64_t agop_stride, int version) {
   return {static_cast<DType>(dtype),
           rows,
           d,
@@ -220,7 +221,8 @@ cuda::Agop agop(int dtype, int64_t rows, int64_t d, Address g, int64_t g_stride,
           g_column_stride,
           scale,
           pointer(agop),
-          agop_stride};
+          agop_stride,
+          version};
 }
 
 cuda::Inner inner(int dtype, int64_t g_rows, int64_t h_rows, int64_t d, Address g, int64_t g_stride,

@@ -20,7 +20,8 @@ GramLayer transposed_layer(const Agop& problem) {
 }
 
 Gram gram_problem(const Agop& problem, const GramLayer* layer) {
-  return {problem.dtype, true, problem.d, problem.d, 1, layer, 1, problem.agop, problem.agop_stride, true, 0};
+  return {problem.dtype,       true, problem.d,      problem.d, 1, layer, 1, problem.agop,
+          problem.agop_stride, true, problem.version};
 }
 
 template <typename T>

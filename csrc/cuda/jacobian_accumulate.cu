@@ -35,8 +35,8 @@ GramLayer tile_layer(const JacobianTile& problem) {
 }
 
 Gram gram_problem(const JacobianTile& problem, const GramLayer* layer) {
-  return {problem.dtype, true, problem.rows, problem.rows, 1, layer, 1, problem.kernel, problem.kernel_stride,
-          true,          0};
+  return {problem.dtype,         true, problem.rows,   problem.rows, 1, layer, 1, problem.kernel,
+          problem.kernel_stride, true, problem.version};
 }
 
 template <typename T>

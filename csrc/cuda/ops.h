@@ -62,7 +62,8 @@ struct JacobianTile {
   int64_t kernel_stride;
   const void* weight;  // [rows] or nullptr
   int64_t weight_stride;
-  void* grad;  // [columns] contiguous, or nullptr
+  void* grad;   // [columns] contiguous, or nullptr
+  int version;  // of the Gram kernel
 };
 int64_t jacobian_tile_workspace_bytes(const JacobianTile& problem);
 void launch_jacobian_tile(const JacobianTile& problem, const Context& context);
@@ -98,6 +99,7 @@ struct Agop {
   double scale;
   void* agop;  // [d, d], symmetric, accumulated into
   int64_t agop_stride;
+  int version;  // of the Gram kernel
 };
 int64_t agop_reduce_workspace_bytes(const Agop& problem);
 void launch_agop_reduce(const Agop& problem, const Context& context);

@@ -121,7 +121,7 @@ def test_gram_beyond_32_bit_indices(device, gram_version):
 
 @dtypes
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (65, 300), (130, 17), (128, 40000)])
-def test_tile(device, dtype, rows, columns):
+def test_tile(device, gram_version, dtype, rows, columns):
     cuda_cases.check_tile(call, device, dtype, rows, columns)
 
 
@@ -178,7 +178,7 @@ def test_convolution_in_a_graph_has_the_same_bits(device, conv_version, dtype):
 
 @dtypes
 @pytest.mark.parametrize(("rows", "d"), [(1, 1), (90, 70), (5, 1300), (5000, 100)])
-def test_agop(device, dtype, rows, d):
+def test_agop(device, gram_version, dtype, rows, d):
     cuda_cases.check_agop(call, device, dtype, rows, d)
 
 
