@@ -120,50 +120,62 @@ __device__ void back_transform_fused(const Householder<kPanels>& work, const Eig
     }
   }
   __syncthreads();
-  for (int j = warp; j < pairs.k; j += warps) {
-    double* vector = pairs.vectors + j * work.ld;
-    double x[kRows];
+  // Two vectors at a time, since waiting is most of it.
+  for (int j = warp; j < pairs.k; j += 2 * warps) {
+    const bool both = j + warps < pairs.k;
+    double* const vector[2] = {pairs.vectors + j * work.ld, pairs.vectors + (both ? j + warps : j) * work.ld};
+    double x[2][kRows];
 #pragma unroll
-    for (int q = 0; q < kRows; ++q) x[q] = lane + 32 * q < n ? vector[lane + 32 * q] : 0.0;
+    for (int q = 0; q < kRows; ++q)
+#pragma unroll
+      for (int m = 0; m < 2; ++m) x[m][q] = lane + 32 * q < n ? vector[m][lane + 32 * q] : 0.0;
     for (int group = 0; group < groups; ++group) {
       const int top = n - 3 - kGroup * group;
-      double v[kGroup][kRows], dots[kGroup] = {};
+      double v[kGroup][kRows], dots[2][kGroup] = {};
 #pragma unroll
       for (int a = 0; a < kGroup; ++a)
 #pragma unroll
         for (int q = 0; q < kRows; ++q) {
           v[a][q] = reflector(top - a, lane + 32 * q);
-          dots[a] += v[a][q] * x[q];
+#pragma unroll
+          for (int m = 0; m < 2; ++m) dots[m][a] += v[a][q] * x[m][q];
         }
-      warp_sums(dots);
       const double* g = among + 8 * group;
       auto tau = [&](int a) { return top - a >= 0 ? work.tau[top - a] : 0.0; };
-      const double c0 = tau(0) * dots[0];
-      const double c1 = tau(1) * (dots[1] - c0 * g[0]);
-      const double c2 = tau(2) * (dots[2] - c0 * g[1] - c1 * g[2]);
-      const double c3 = tau(3) * (dots[3] - c0 * g[3] - c1 * g[4] - c2 * g[5]);
 #pragma unroll
-      for (int q = 0; q < kRows; ++q) x[q] -= c0 * v[0][q] + c1 * v[1][q] + c2 * v[2][q] + c3 * v[3][q];
-    }
-    double extreme = 0.0;
-    int where = n;
+      for (int m = 0; m < 2; ++m) {
+        warp_sums(dots[m]);
+        const double c0 = tau(0) * dots[m][0];
+        const double c1 = tau(1) * (dots[m][1] - c0 * g[0]);
+        const double c2 = tau(2) * (dots[m][2] - c0 * g[1] - c1 * g[2]);
+        const double c3 = tau(3) * (dots[m][3] - c0 * g[3] - c1 * g[4] - c2 * g[5]);
 #pragma unroll
-    for (int q = 0; q < kRows; ++q)
-      if (fabs(x[q]) > fabs(extreme)) {
-        extreme = x[q];
-        where = lane + 32 * q;
-      }
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const double other = __shfl_xor_sync(kFullWarp, extreme, offset);
-      const int other_where = __shfl_xor_sync(kFullWarp, where, offset);
-      if (fabs(other) > fabs(extreme) || (fabs(other) == fabs(extreme) && other_where < where)) {
-        extreme = other;
-        where = other_where;
+        for (int q = 0; q < kRows; ++q) x[m][q] -= c0 * v[0][q] + c1 * v[1][q] + c2 * v[2][q] + c3 * v[3][q];
       }
     }
 #pragma unroll
-    for (int q = 0; q < kRows; ++q)
-      if (lane + 32 * q < n) vector[lane + 32 * q] = extreme < 0.0 ? -x[q] : x[q];
+    for (int m = 0; m < 2; ++m) {
+      if (m == 1 && !both) continue;
+      double extreme = 0.0;
+      int where = n;
+#pragma unroll
+      for (int q = 0; q < kRows; ++q)
+        if (fabs(x[m][q]) > fabs(extreme)) {
+          extreme = x[m][q];
+          where = lane + 32 * q;
+        }
+      for (int offset = 16; offset > 0; offset /= 2) {
+        const double other = __shfl_xor_sync(kFullWarp, extreme, offset);
+        const int other_where = __shfl_xor_sync(kFullWarp, where, offset);
+        if (fabs(other) > fabs(extreme) || (fabs(other) == fabs(extreme) && other_where < where)) {
+          extreme = other;
+          where = other_where;
+        }
+      }
+#pragma unroll
+      for (int q = 0; q < kRows; ++q)
+        if (lane + 32 * q < n) vector[m][lane + 32 * q] = extreme < 0.0 ? -x[m][q] : x[m][q];
+    }
   }
   __syncthreads();
 }

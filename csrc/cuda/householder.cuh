@@ -49,7 +49,7 @@ struct Householder {
   int n, ld;               // ld is odd: neither rows nor columns meet in one bank
   double* matrix;          // [n, ld] full square; row s ends up holding reflector s behind column s
   double* slots;           // [kReduceSlots]
-  double *d, *e, *tau;     // H_s = 1 - tau_s u_s u_s^T, u_s zero up to s
+  double *d, *e, *tau;     // H_s = 1 - tau_s u_s u_s^T, u_s zero up to s; 1 / tau_s until the next step
   double* reflectors;      // [2, kSide]: of step s at s % 2
   double *w, *p, *column;  // of the update A -= u w^T + w u^T; A u; the column of the next step
   double* corner;          // [1] the last diagonal element, before the last update
@@ -108,7 +108,9 @@ __device__ void next_reflector(const Householder<kPanels>& work, int h) {
   const int lane = threadIdx.x;
   const double* old = work.reflectors + (h + 1) % 2 * kSide;
   double* fresh = work.reflectors + h % 2 * kSide;
-  const double tau = h > 0 ? work.tau[h - 1] : 0.0;
+  // Only now, beside the sums, since the pass before did not wait for the division.
+  const double size = h > 0 ? work.tau[h - 1] : 0.0;
+  const double tau = size > 0.0 ? 1.0 / size : 0.0;
   double u[kRows], w[kRows];
   double dot = 0.0;  // u^T A u
 #pragma unroll
@@ -133,21 +135,22 @@ __device__ void next_reflector(const Householder<kPanels>& work, int h) {
     if (i > h + 1 && i < work.n) squares += u[q] * u[q];
   }
   squares = warp_sum_wide(squares);
-  double beta = head, next_tau = 0.0;
+  double beta = head, next_size = 0.0;
   if (squares > 1e-200) {  // of a matrix with largest entry 1: what is left out is far below rounding
     const double length = sqrt(head * head + squares);
     beta = -copysign(length, head);
-    next_tau = 1.0 / (length * (length + fabs(head)));
+    next_size = length * (length + fabs(head));
   }
 #pragma unroll
   for (int q = 0; q < kRows; ++q) {
     const int i = lane + 32 * q;
     const double value = i == h + 1 ? head - beta : i > h + 1 && i < work.n ? u[q] : 0.0;
-    fresh[i] = next_tau == 0.0 ? 0.0 : value;
+    fresh[i] = next_size == 0.0 ? 0.0 : value;
   }
   if (lane == 0) {
     work.e[h] = beta;
-    work.tau[h] = next_tau;
+    work.tau[h] = next_size;
+    if (h > 0) work.tau[h - 1] = tau;
   }
 }
 

@@ -285,6 +285,7 @@ __device__ int rotate_basis(const ClusterWork<kBlock>& work, const ClusterArgume
       for (int j = threadIdx.x; j < kBlock; j += kFusedThreads) pairs.values[j] *= bound * largest;
     }
   }
+  __syncthreads();
   cluster_barrier();
 
   double* rotation = work.exchange;                // [kBasis, kBlock]
@@ -333,6 +334,7 @@ __device__ int rotate_basis(const ClusterWork<kBlock>& work, const ClusterArgume
     for (int w = 0; w < kWarps; ++w) sum += of_warps[w * kBlock + threadIdx.x];
     squares[threadIdx.x] = sum;
   }
+  __syncthreads();
   cluster_barrier();
   int open = 0;
   if (threadIdx.x < arguments.k) {
@@ -389,6 +391,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     step = 1;
   }
   if (goes_on) extend_basis(work, arguments.vectors, arguments.products, step);
+  __syncthreads();
   cluster_barrier();  // others may still read the shared memory of this block
 }
 
