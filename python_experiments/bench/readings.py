@@ -177,8 +177,8 @@ def _layer_agop_error(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return max(errors)
 
 
-#: Steps of the catapult that the sharpness is found at, and its rate over the critical one.
-_CATAPULT_STEPS, _CATAPULT_RATE = 16, 1.9
+#: Steps of the catapult that the sharpness is found at, and its rate over the critical one, as in Fig. 3a.
+_CATAPULT_STEPS, _CATAPULT_RATE = 16, 6 / 3.6
 
 
 def _catapult(model: nn.Module, x: Tensor, y: Tensor) -> list[tuple[nn.Module, cx.TopEigh]]:
@@ -213,7 +213,7 @@ def _hessian(s: Mapping[str, int]) -> Case:
     model, x, y = _fcn(s)
     # Variances of features that fall as those of images do, mean square 1: lambda_1 stands out.
     spread = torch.arange(1, s["d"] + 1, dtype=x.dtype) ** -0.5  # [d]
-    x = x * spread / spread.square().mean().sqrt()  # [n, d]
+    x, y = x * spread / spread.square().mean().sqrt(), y.sign()  # [n, d], [n, 1]
     plain = plain_step(copy.deepcopy(model), x, y)
     states = _catapult(model, x, y)
 
