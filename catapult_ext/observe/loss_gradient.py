@@ -30,7 +30,7 @@ class LossGradient:
         self._state = state
         self._swept = swept
         self._uses = uses
-        self.residual = residual  # [n, c]
+        self._residual = residual
         self._scale = 2.0 / residual.numel()  # d loss / d f = scale * residual; rides along in the factors
 
     def __contains__(self, i: int) -> bool:
@@ -43,29 +43,11 @@ class LossGradient:
             total: Tensor | None = None
             for use, factor, data in self._uses[i]:
                 data.check_unchanged()
-                part = data.site.rule.gradient(data, use, factor * self._scale, self.residual, parameter)
+                part = data.site.rule.gradient(data, use, factor * self._scale, self._residual, parameter)
                 total = part if total is None else total + part
             assert total is not None
             self._swept[i] = total
         return self._swept[i]
-
-    def pull_back(self, u: Tensor) -> Tensor | None:
-        """J^T u [p] for u [n, c], or None where a parameter's share is left with the residual in it alone."""
-        parts: list[Tensor] = []
-        for i, parameter in enumerate(self._state.parameters):
-            entries = self._uses.get(i)
-            if entries is None:
-                if i in self._swept:
-                    return None
-                parts.append(torch.zeros_like(parameter).flatten())
-                continue
-            total: Tensor | None = None
-            for use, factor, data in entries:
-                data.check_unchanged()
-                part = data.site.rule.gradient(data, use, factor, u, parameter)
-                total = part if total is None else total + part
-            parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
-        return torch.cat(parts)
 
     def step_(self, rate: float | Tensor) -> None:
         """Parameter -= rate gradient for every parameter.
@@ -73,7 +55,7 @@ class LossGradient:
         A rate that is a tensor (0-dim, dtype and device of the parameters) is not read by the host.
         """
         parameters = self._state.parameters
-        residual, scale = self.residual, -self._scale
+        residual, scale = self._residual, -self._scale
         if isinstance(rate, Tensor):
             residual = residual * rate  # [n, c]
         else:

@@ -121,7 +121,7 @@ class Observer:
             buffers=buffers,
             start=self._start,
             on_eigen=self._remember,
-            find_hessian=self._hessian_finder(x, y, parts["gradient"]) if self._hessian else None,
+            find_hessian=self._hessian_finder(x, y) if self._hessian else None,
             **parts,
         )
 
@@ -171,26 +171,20 @@ class Observer:
     def _remember(self, eigen: TopEigh) -> None:
         self._start = eigen.vectors
 
-    def _hessian_finder(
-        self, x: Inputs, y: Tensor, gradient: LossGradient
-    ) -> Callable[[Tensor | None], TopEigh]:
+    def _hessian_finder(self, x: Inputs, y: Tensor) -> Callable[[Tensor | None], TopEigh]:
         """What finds the Hessian's top pair from u_1 [n c, 1], or from the last one where there is no kernel."""
         state, before = self._state, (versions(x), y._version)
 
         def find(u: Tensor | None) -> TopEigh:
             if (versions(x), y._version) != before:
                 raise ValueError("hessian: x or y has changed since the observation; observe again")
-            if u is not None:
-                with torch.no_grad():  # cheaper than a backward, where the pass has left what it takes
-                    pulled = gradient.pull_back(u.view_as(gradient.residual))
             with state.untouched():
                 hessian = LossHessian(state, x, lambda output: check_target(y, output))
                 if u is None:
                     top = hessian.top(1, self._hessian_start, STEP_TOLERANCE)
                     self._hessian_start = top.vectors
                     return top
-                start = hessian.pull_back(u) if pulled is None else pulled[:, None]  # [p, 1]
-                return hessian.top(1, start, STEP_TOLERANCE)
+                return hessian.top(1, hessian.pull_back(u), STEP_TOLERANCE)
 
         return find
 
