@@ -47,9 +47,10 @@ def markdown_table(lines: Sequence[dict[str, Any]]) -> str:
         "error",
     ]
     rows = [head, ["---"] * 3 + ["---:"] * 7]
+    ratios = {(line["job"], line["implementation"]): line["ratio"] for line in lines}
     last = None
     for line in lines:
-        verdict = "" if not line["goals"] else _first_goal(line)
+        verdict = "" if not line["goals"] else _first_goal(line, ratios)
         low, high = line["ratio_quartiles"]
         first = line["job"] != last
         last = line["job"]
@@ -79,9 +80,13 @@ def _seconds(value: float) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
-def _first_goal(line: Mapping[str, Any]) -> str:
-    goal = Goal(line["goals"][0]["reach"], line["goals"][0]["go_for"])
-    return f"<= {_ratio(goal.reach)}: {goal.verdict(line['ratio'])}"
+def _first_goal(line: Mapping[str, Any], ratios: Mapping[tuple[str, str], float]) -> str:
+    """Verdict on the first goal of a line; `ratios` to the baseline by job and implementation."""
+    goal = Goal(**line["goals"][0])
+    if goal.over == line["baseline"]:
+        return f"<= {_ratio(goal.reach)}: {goal.verdict(line['ratio'])}"
+    over = line["ratio"] / ratios[line["job"], goal.over]
+    return f"{_ratio(over)} of {goal.over} <= {_ratio(goal.reach)}: {goal.verdict(over)}"
 
 
 def _ratio(value: float) -> str:

@@ -209,6 +209,10 @@ def test_table_says_met_or_missed() -> None:
     )
     assert "<= 1.2: reach met" in table
     assert "<= 1.2: met" in table
+    # A goal over another implementation than the baseline.
+    other = {**row, "implementation": "peer", "ratio": 0.5, "goals": []}
+    beside = {**row, "ratio": 0.55, "goals": [{**goals[0], "over": "peer"}]}
+    assert "| 1.1 of peer <= 1.2: reach met |" in tables.markdown_table([other, beside])
 
 
 def test_the_blas_of_others_has_as_many_threads_as_ours(
