@@ -116,6 +116,8 @@ class Assembler:
         """Bytes of the smallest tile of a parameter that is fast."""
         if self.is_whole(i):
             return 0  # formed in one piece, whatever a tile may take
+        if self.sweep.output.device.type != "cpu":
+            return 0  # `fast_rows` is about the CPU's convolutions
         row = rows_of(self.sweep.state.parameters[i])[1]
         return self.rows * row * self.dtype.itemsize * self.fast_rows(i)
 
