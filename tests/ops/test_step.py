@@ -61,6 +61,40 @@ def test_updates_in_place(rows, height, width, kind, weighted, layout, level, do
     assert ((parameter.detach().double() - expected).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("level", _C.available_simd_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "height", "width"),
+    [
+        (31, 16, 1024), (32, 15, 1024), (32, 16, 1023), (32, 16, 1024),  # around where panels are packed
+        (129, 17, 1025), (40, 257, 1100), (300, 34, 1501),
+    ],
+)  # fmt: skip
+def test_wide_updates_in_place(level, dtype, rows, height, width):
+    """Packed panels: every entry, nothing beside the parameter, the same bits with any number of threads."""
+    _C.set_simd_level(level)
+    torch.manual_seed(rows)
+    left, right = torch.randn(rows, height, dtype=dtype), torch.randn(rows, width, dtype=dtype)
+    weight = torch.randn(rows, 1, dtype=dtype)
+    around = torch.full((height + 2, width + 5), torch.nan, dtype=dtype)
+    around[1:-1, 2:-3] = torch.randn(height, width, dtype=dtype)
+    expected, sizes = exact(around[1:-1, 2:-3], left, right, weight, 0.61)
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        whole = around.clone()
+        torch.set_num_threads(threads)
+        try:
+            ops.rank_updates_([(whole[1:-1, 2:-3], left, right, weight, 0.61)])
+        finally:
+            torch.set_num_threads(before)
+        found.append(whole[1:-1, 2:-3].clone())
+        whole[1:-1, 2:-3] = torch.nan
+        assert whole.isnan().all()
+    bound = 8 * torch.finfo(dtype).eps * math.sqrt(rows) * sizes
+    assert ((found[0].double() - expected).abs() <= bound).all()
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 def test_several_updates_in_one_call(device, weighted):
     shapes = [(5, 3), (1, 100), (129, 31)]
