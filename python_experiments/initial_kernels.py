@@ -72,6 +72,7 @@ ROWS = (
     Row("CNN(3, 32, 128)"),
     Row(f"CNN(3, 32, 128, {_STANDARD})"),
     Row("CNN(3, 32, 512)", "4.5, rate 8", samples=32, seeds=1),
+    Row(f"CNN(3, 32, 512, {_STANDARD})", samples=32, seeds=1),
     Row("WideResNet(3, 10, 10)", "1.5, rate 3"),
     Row("WideResNet(3, 10, 10, batch_norm=True)", samples=32, seeds=1),
     Row(f"WideResNet(3, 10, 10, batch_norm=False, {_STANDARD})"),
