@@ -61,7 +61,7 @@ def hessian_top(
 
     Cost: one forward, one backward, and the products, each about 1.8 training steps. Through a catapult, at tol 1e-2,
     2 products at most steps; 3 or 4 in the spike from J^T u, up to 5 from the vector of the last step. The graphs of
-    both backwards stay alive; 2 p numbers for each product besides, bounded by restarts. From `start` None also
+    both backwards stay alive; p numbers for each product besides, bounded by restarts. From `start` None also
     the kernel.
 
     Example:

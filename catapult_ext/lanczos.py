@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,136 +15,201 @@ from torch import Tensor
 from catapult_ext.eigen import TopEigh
 from catapult_ext.errors import NonFinite, UnsupportedModule
 
-__all__ = ["Product", "basis_size", "check_arguments", "largest"]
+__all__ = ["Product", "check_arguments", "largest", "most_vectors"]
 
-#: (v [p], out [p]): writes H v to out.
-Product = Callable[[Tensor, Tensor], None]
+#: v [p] of unit norm to H v [p], in memory of its own.
+Product = Callable[[Tensor], Tensor]
 
-#: Entries that are summed in the dtype of the vectors; sums of these sums are taken in float64. A float32 dot product
-#: of 6 million entries in one piece is off by 2e-4, which an eigenvalue to 1e-4 cannot bear.
-_PIECE = 1 << 16
+#: Entries of a vector that are worked on at a time: what one operation leaves of them, the next finds in the cache.
+#: Sums over them are taken in the dtype of the vectors, sums of these sums in float64: a float32 dot product of
+#: 6 million entries in one go is off by 2e-4, which an eigenvalue to 1e-4 cannot bear.
+_PIECE = 1 << 17
 #: Share of random direction in every start vector: any eigenvector has a part in it.
 _RANDOM = 0.1
 #: Of the random direction: numbers of one draw times numbers of another, since drawing p costs half a product.
 _RANDOM_ROW = 1024
 #: Vectors in a block: finds double eigenvalues, and takes about half the products of a block of ten for ten pairs.
 _LEAST_BLOCK = 2
-#: Memory comes in blocks of at most this (one vector where that is larger): beyond 32 MiB, and where one vector of
-#: a large network shares a block, the C library asks the system anew each time, which costs more than the algebra.
-_BLOCK_BYTES = 1 << 23
-#: Bytes that basis and products may take beyond the smallest basis, and vectors that a restart waits for at most.
+#: Bytes that the basis may take beyond the smallest, and vectors that a restart waits for at most.
 _BASIS_BYTES = 1 << 28
 _LARGEST_BASIS = 256
 
 
-def _inner(rows: Tensor, v: Tensor) -> Tensor:
-    """Inner products [m] of rows [m, p] with v [p] in float64."""
-    if v.is_cuda:
-        return torch.stack([(row * v).sum(dtype=torch.float64) for row in rows])
-    pieces = [a @ b for a, b in zip(rows.split(_PIECE, 1), v.split(_PIECE), strict=True)]
-    return torch.stack(pieces).sum(0, dtype=torch.float64)
+def _pieces(v: Tensor) -> Iterator[slice]:
+    """Parts of the last dimension of v that are worked on at a time; all of it on a GPU, where launches cost more."""
+    p = v.shape[-1]
+    step = p if v.is_cuda else _PIECE
+    return (slice(first, first + step) for first in range(0, p, step))
+
+
+def _square(piece: Tensor) -> Tensor:
+    """Sum of squares of v [p], 0-dim."""
+    return piece.square().sum(dtype=torch.float64) if piece.is_cuda else piece @ piece
+
+
+def _root_of_sum(squares: Iterable[Tensor]) -> float:
+    """Norm of a vector by the sums of squares of its pieces, added in float64."""
+    return float(torch.stack(list(squares)).sum(dtype=torch.float64)) ** 0.5
 
 
 def _norm(v: Tensor) -> float:
-    return float(_inner(v[None], v)) ** 0.5
+    return _root_of_sum(_square(v[part]) for part in _pieces(v))
 
 
-def _add_random(v: Tensor, share: float, seed: int) -> None:
-    """Add to v [p] a direction with a part in every other one, of norm about `share`, from a fixed seed."""
-    generator = torch.Generator().manual_seed(seed)
-    width = min(len(v), _RANDOM_ROW)
-    within = torch.randn(width, generator=generator, dtype=torch.float64)
-    outer = torch.randn(-(-len(v) // width), generator=generator, dtype=torch.float64)
-    outer *= share / (float(outer.norm()) * float(within.norm()))
-    whole = len(v) - len(v) % width
-    v[:whole].view(-1, width).addr_(outer[: whole // width].to(v), within.to(v))
-    if whole < len(v):
-        v[whole:] += outer[-1].to(v) * within[: len(v) - whole].to(v)
+class _RandomDirection:
+    """A direction [p] with a part in every other one, of norm about `share`, from a fixed seed.
+
+    Numbers of one draw times numbers of another, since drawing p of them costs half a product.
+    """
+
+    def __init__(self, like: Tensor, share: float, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        width = min(like.shape[-1], _RANDOM_ROW)
+        within = torch.randn(width, generator=generator, dtype=torch.float64)
+        outer = torch.randn(-(-like.shape[-1] // width), generator=generator, dtype=torch.float64)
+        outer *= share / (float(outer.norm()) * float(within.norm()))
+        self._within, self._outer = within.to(like), outer.to(like)
+
+    def add_to(self, piece: Tensor, first: int) -> None:
+        """Add the entries from `first` on, a multiple of the length of a row, to a piece of a vector."""
+        width = len(self._within)
+        outer = self._outer[first // width :]
+        whole = len(piece) // width
+        piece[: whole * width].view(whole, width).addr_(outer[:whole], self._within)
+        rest = piece[whole * width :]
+        if len(rest):
+            rest.add_(outer[whole] * self._within[: len(rest)])
 
 
-class _Rows:
-    """Rows [p] that grow without moving."""
+def _inner(rows: Sequence[Tensor], v: Tensor) -> Tensor:
+    """Inner products [m] of rows [p] with v [p], in float64 on the host."""
+    if not rows:
+        return torch.zeros(0, dtype=torch.float64)
+    if v.is_cuda:
+        return torch.stack([(row * v).sum(dtype=torch.float64) for row in rows]).cpu()
+    found = [torch.stack([row[part] @ v[part] for row in rows]) for part in _pieces(v)]
+    return torch.stack(found).sum(0, dtype=torch.float64)
 
-    def __init__(self, like: Tensor) -> None:
-        self._p = like.shape[-1]
-        self._like = like
-        self._per_block = max(1, min(64, _BLOCK_BYTES // (self._p * like.element_size())))
-        self._blocks: list[Tensor] = []
 
-    def __getitem__(self, i: int) -> Tensor:
-        block, row = divmod(i, self._per_block)
-        while block >= len(self._blocks):
-            self._blocks.append(self._like.new_empty((self._per_block, self._p)))
-        return self._blocks[block][row]
+def _combine(
+    out: Tensor, rows: Sequence[Tensor], weights: Sequence[float], *, accumulate: bool = False
+) -> float:
+    """Out [p] = (with `accumulate`, +=) the rows [p], at least one, by their weights; the norm of what it becomes."""
 
-    def inner(self, m: int, v: Tensor) -> Tensor:
-        """Inner products [m] of the first m rows with v [p], in float64 on the host."""
-        parts = [
-            _inner(block[: m - first], v)
-            for block, first in zip(self._blocks, range(0, m, self._per_block), strict=False)
-        ]
-        return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
+    def squares() -> Iterator[Tensor]:
+        for part in _pieces(out):
+            piece = out[part]
+            if not accumulate:
+                torch.mul(rows[0][part], weights[0], out=piece)
+            for i in range(0 if accumulate else 1, len(rows)):
+                piece.add_(rows[i][part], alpha=weights[i])
+            yield _square(piece)
 
-    def add_to(self, out: Tensor, weights: Tensor) -> None:
-        """Out [p] += the first rows by their weights [m]."""
-        for i, weight in enumerate(weights.tolist()):
-            out.add_(self[i], alpha=weight)
-
-    def write_to(self, out: Tensor, weights: Tensor) -> None:
-        """Out [p] = the first rows by their weights [m], m >= 1."""
-        torch.mul(self[0], float(weights[0]), out=out)
-        for i, weight in enumerate(weights[1:].tolist(), 1):
-            out.add_(self[i], alpha=weight)
+    return _root_of_sum(squares())
 
 
 class _Basis:
-    """Orthonormal rows Q [m, p], their products W = Q H and the projection T = Q H Q^T [m, m] in float64."""
+    """Orthonormal rows Q [m, p] and F [f, p] with H Q^T = Q^T T + F^T B: what is known of an operator H.
+
+    The remainder of a Ritz vector w Q, T w = theta w, is F^T B w. So products are not kept: what is new in one becomes
+    a row of F, the rows of F that remainders of wanted pairs lie in become rows of Q and are multiplied next, and f
+    does not grow.
+    """
 
     def __init__(self, product: Product, like: Tensor, operator: str) -> None:
         self._product = product
         self._operator = operator
         self._like = like
-        self._rows, self._images = _Rows(like), _Rows(like)
-        self._projection = torch.zeros((0, 0), dtype=torch.float64)
+        self._rows: list[Tensor] = []  # Q, and F behind it
+        self._projection = torch.zeros((0, 0), dtype=torch.float64)  # T [m, m]
+        self._couplings = torch.zeros((0, 0), dtype=torch.float64)  # B [f, m]
+        self._settled = True
         self.products = 0
-        self.size = 0
 
-    def slot(self) -> Tensor:
-        """Memory [p] of the row behind the basis, for a vector that `append` then takes up in place."""
-        return self._rows[self.size]
+    @property
+    def size(self) -> int:
+        """Rows m of Q."""
+        return len(self._projection)
 
-    def append(self, v: Tensor) -> bool:
-        """Take up the part of v [p] that is orthogonal to the basis; False where nothing of it is left."""
-        m, norm = self.size, _norm(v)
-        if not norm > 0.0:
-            return False
-        q, left = self._rows[m], 1.0
-        torch.mul(v, 1.0 / norm, out=q)
-        while m and left:
-            self._rows.add_to(q, -self._rows.inner(m, q))
-            before, left = left, _norm(q)
-            if (
-                left > 0.5 * before
-            ):  # else most of it was in the basis, and rounding has brought some of that back
+    @property
+    def rest(self) -> int:
+        """Rows f of F."""
+        return len(self._couplings)
+
+    def begin(self, start: Tensor, seed: int) -> None:
+        """Add to F a start vector: row `seed` of start [m, p], if there is one, and a random part."""
+        self._take_up(_start(start, seed))
+
+    def expand(self, directions: Tensor) -> None:
+        """Multiply the span of these directions in F [f, u], at least one of them not 0."""
+        self._settle()
+        f, m = self.rest, self.size
+        turn, sizes, _ = torch.linalg.svd(directions / directions.norm(dim=0))
+        new = int((sizes > 8 * torch.finfo(self._like.dtype).eps * sizes[0]).sum())
+        if new < f:  # the first of the turned rows span the directions
+            self._turn(turn.t())
+        projection = torch.zeros((m + new, m + new), dtype=torch.float64)
+        projection[:m, :m], projection[m:, :m] = self._projection, self._couplings[:new]
+        self._projection = projection
+        self._couplings = torch.cat([self._couplings[new:], torch.zeros((f - new, new))], 1)
+        for i in range(m, m + new):
+            inner, left = self._take_up(self._product(self._rows[i]))
+            self.products += 1
+            projection[:, i] = inner[: self.size]
+            self._couplings[: len(inner) - self.size, i] = inner[self.size :]
+            if left:
+                self._couplings[-1, i] = left
+
+    def _turn(self, turn: Tensor) -> None:
+        """Replace F by turn [f, f], which is orthogonal, times F."""
+        rows = self._rows[self.size :]
+        weights = turn.to(self._like)
+        for part in _pieces(self._like):
+            turned = weights @ torch.stack([row[part] for row in rows])
+            for row, piece in zip(rows, turned, strict=True):
+                row[part] = piece
+        self._couplings = turn @ self._couplings
+
+    def _take_up(self, v: Tensor) -> tuple[Tensor, float]:
+        """Make what is new in v [p], which is written over, a row of F.
+
+        Returns:
+            Inner products [m + f] of v with the rows of Q and of F, and the norm of what was new; 0 for nothing.
+        """
+        self._settle()
+        norm, eps = math.nan, torch.finfo(v.dtype).eps
+        inner = torch.zeros(len(self._rows), dtype=torch.float64)
+        while True:
+            found = _inner(self._rows, v)
+            left = _combine(v, self._rows, (-found).tolist(), accumulate=True)
+            if not math.isfinite(left):
+                raise NonFinite(f"model: a product with {self._operator} is not finite")
+            inner += found
+            if math.isnan(norm):
+                norm = before = math.hypot(float(found.norm()), left)
+            if left > 0.5 * before or left > 1024 * eps * norm:
+                self._settled = left > 0.5 * before
                 break
-            if left < 8 * torch.finfo(v.dtype).eps:
-                left = 0.0
-        if not left:
-            return False
-        if m:
-            q.mul_(1.0 / left)
-        image = self._images[m]
-        self._product(q, image)
-        self.products += 1
-        self.size = m + 1
-        new = torch.zeros((m + 1, m + 1), dtype=torch.float64)
-        new[:m, :m] = self._projection
-        new[:, m] = self._rows.inner(m + 1, image)
-        new[m, :m] = self._images.inner(m, q)
-        if not bool(torch.isfinite(new[:, m]).all()):
-            raise NonFinite(f"model: a product with {self._operator} is not finite")
-        self._projection = new
-        return True
+            if left <= 8 * eps * norm:
+                return inner, 0.0
+            before = left  # nearly all of it was in the rows, and rounding has brought some of that back
+        self._rows.append(v.mul_(1.0 / left))
+        self._couplings = torch.cat([self._couplings, torch.zeros((1, self.size))])
+        return inner, left
+
+    def _settle(self) -> None:
+        """Make the last row orthogonal to rounding, where little was left of its vector: only if anything follows."""
+        if self._settled:
+            return
+        *others, row = self._rows
+        inner = _inner(others, row)
+        norm = _combine(row, others, (-inner).tolist(), accumulate=True)
+        row.mul_(1.0 / norm)
+        coupling = self._couplings[-1].clone()
+        self._projection += torch.outer(inner[: self.size], coupling)
+        self._couplings[:-1] += torch.outer(inner[self.size :], coupling)
+        self._couplings[-1] = norm * coupling
+        self._settled = True
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues [m] of T, descending, and its eigenvectors as rows [m, m].
@@ -163,26 +228,30 @@ class _Basis:
         values, vectors = torch.linalg.eigh((t + t.t()) / 2)
         return values.flip(0), vectors.t().flip(0)
 
-    def remainder(self, value: Tensor, weights: Tensor, out: Tensor) -> float:
-        """Write H v - value v to out [p] for v = weights [m] Q; its norm."""
-        self._images.write_to(out, weights)
-        self._rows.add_to(out, -value * weights)
-        return _norm(out)
+    def remainders(self, weights: Tensor) -> Tensor:
+        """What H takes out of Q from Ritz vectors, weights [l, m] Q, as columns [f, l] of their parts in F."""
+        return self._couplings @ weights.t()
 
-    def vector(self, weights: Tensor, out: Tensor) -> None:
-        """Write weights [m] Q to out [p], of norm 1 and with a positive component of largest magnitude."""
-        self._rows.write_to(out, weights)
-        low, high = torch.aminmax(out)
-        out.mul_((1.0 if bool(high >= -low) else -1.0) / _norm(out))
+    def vectors(self, weights: Tensor) -> Tensor:
+        """Weights [k, m] Q as rows [k, p] of norm 1, largest components positive. The last call: F may be lost."""
+        if len(weights) == 1 and self.rest:
+            out = self._rows[-1][None]  # needs no memory of its own
+        else:
+            out = self._like.new_empty((len(weights), self._like.shape[-1]))
+        for v, row in zip(out, weights, strict=True):
+            norm = _combine(v, self._rows[: self.size], row.tolist())
+            low, high = torch.aminmax(v)
+            v.mul_((1.0 if bool(high >= -low) else -1.0) / norm)
+        return out
 
     def shrink(self, values: Tensor, weights: Tensor) -> None:
         """Keep the span of these Ritz vectors [l, m] alone: a restart that costs no product."""
-        rows, images = _Rows(self._like), _Rows(self._like)
-        for i, row in enumerate(weights):
-            self._rows.write_to(rows[i], row)
-            self._images.write_to(images[i], row)
-        self._rows, self._images = rows, images
-        self.size, self._projection = len(values), torch.diag(values)
+        rows = [self._like.new_empty(self._like.shape[-1]) for _ in values]
+        for row, ritz in zip(rows, weights.tolist(), strict=True):
+            _combine(row, self._rows[: self.size], ritz)
+        self._rows[: self.size] = rows
+        self._couplings = self.remainders(weights)
+        self._projection = torch.diag(values)
 
 
 def check_arguments(
@@ -223,15 +292,20 @@ def check_arguments(
     return vectors.detach().t()
 
 
-def _begin(slot: Tensor, start: Tensor, seed: int) -> Tensor:
-    """The start vector of a number in a slot [p]: that row of start, if there is one, and a random part."""
-    norm = _norm(start[seed]) if seed < start.shape[0] else 0.0
-    if norm > 0.0:
-        torch.mul(start[seed], 1.0 / norm, out=slot)
-    else:
-        slot.zero_()
-    _add_random(slot, _RANDOM, seed)
-    return slot
+def _start(start: Tensor, seed: int) -> Tensor:
+    """The start vector [p] of a number: that row of start [m, p], if there is one, and a random part."""
+    row = start[seed] if seed < start.shape[0] else None
+    norm = 0.0 if row is None else _norm(row)
+    random = _RandomDirection(start, _RANDOM, seed)
+    out = start.new_empty(start.shape[1])
+    for part in _pieces(out):
+        piece = out[part]
+        if row is not None and norm > 0.0:
+            torch.mul(row[part], 1.0 / norm, out=piece)
+        else:
+            piece.zero_()
+        random.add_to(piece, part.start)
+    return out
 
 
 def _may_hide_copies(values: Tensor, residuals: Tensor, block: int, rounding: float) -> bool:
@@ -244,10 +318,26 @@ def _may_hide_copies(values: Tensor, residuals: Tensor, block: int, rounding: fl
     return False
 
 
-def basis_size(p: int, k: int, columns: int, itemsize: int) -> int:
-    """Vectors [p] that `largest` holds at most of its basis, and again of its products."""
-    affordable = _BASIS_BYTES // (2 * p * itemsize)
+def _capacity(p: int, k: int, columns: int, itemsize: int) -> int:
+    """Vectors [p] of the basis that a restart waits for."""
+    affordable = _BASIS_BYTES // (p * itemsize)
     return min(p, max(32 + 4 * k, columns + 2 * k, min(_LARGEST_BASIS, affordable)))
+
+
+def _kept(capacity: int, k: int) -> int:
+    """Ritz vectors that a restart keeps."""
+    return k + (capacity - k) // 3
+
+
+def _block(k: int, columns: int) -> int:
+    """Vectors that are multiplied in a round at first, k of them where that turns out to be needed."""
+    return max(min(k, _LEAST_BLOCK), columns)
+
+
+def most_vectors(p: int, k: int, columns: int, itemsize: int) -> int:
+    """Vectors [p] that `largest` holds at a time, the result among them: basis, what is new, and a restart's."""
+    capacity, new = _capacity(p, k, columns, itemsize), max(k, _block(k, columns))
+    return capacity + new + 1 + max(k, _kept(capacity, k) + new if capacity < p else 0)
 
 
 def largest(
@@ -263,7 +353,7 @@ def largest(
 ) -> TopEigh:
     """Find the k largest (algebraic) eigenpairs of a symmetric operator.
 
-    Each round multiplies residuals of wanted pairs that have not converged, as many as there were start vectors (a
+    Each round multiplies remainders of wanted pairs that have not converged, as many as there were start vectors (a
     block), and solves the projected problem of everything multiplied so far. Every start vector gets a tenth of a
     random direction: an eigenvalue that exceeds the result by delta stays unseen only where its vector has a part of
     less than residual / delta in the start.
@@ -272,7 +362,7 @@ def largest(
     wanted besides, everything is repeated with a block of k.
 
     Args:
-        product: (v [p] of unit norm, out [p]): writes H v to out.
+        product: v [p] of unit norm to H v [p], a tensor that nothing else holds.
         start: [m, p], m >= 0 rows, of any norm; random ones are added up to 2 (up to k where k < 2).
         k: pairs, 1 <= k <= p.
         tol: largest residual, relative to |lambda_1|.
@@ -288,40 +378,42 @@ def largest(
         UnsupportedModule: the operator is not symmetric.
         NonFinite: a product is not finite.
 
-    Cost: some products; 8 p m operations and 2 p m numbers besides, m up to 32 + 4 k, or 256 where these take less
+    Cost: some products, 8 p m operations for each, and p m numbers, m up to 32 + 4 k, or 256 where these take less
     than 256 MiB.
+
+    Source: Wu and Simon 2000 (thick restarts); in blocks, of which only the directions that are needed are multiplied.
     """
     p, eps = start.shape[1], torch.finfo(start.dtype).eps
-    capacity = basis_size(p, k, start.shape[0], start.element_size())
-    block, spent = max(min(k, _LEAST_BLOCK), start.shape[0]), 0
-    vectors = start.new_empty(
-        (k, p)
-    )  # remainders first, the result at last: fresh memory costs as much as algebra
+    capacity = _capacity(p, k, start.shape[0], start.element_size())
+    block, spent = _block(k, start.shape[0]), 0
     while True:
         basis, seeds = _Basis(product, start, operator), max(block, start.shape[0])
         for seed in range(seeds):
-            basis.append(_begin(basis.slot(), start, seed))
+            basis.begin(start, seed)
+        basis.expand(torch.eye(basis.rest, dtype=torch.float64))
         scale = 0.0
         while True:
             values, weights = basis.ritz()
             scale = max(scale, float(values.abs().max()))
             bound = max(tol * abs(float(values[0])), 16 * eps * scale)
             if basis.size + k > capacity and capacity < p:
-                kept = k + (capacity - k) // 3
+                kept = _kept(capacity, k)
                 basis.shrink(values[:kept], weights[:kept])
                 weights = torch.eye(kept, dtype=torch.float64)
-            wanted = range(min(k, basis.size))
-            residuals = torch.tensor([basis.remainder(values[i], weights[i], vectors[i]) for i in wanted])
+            remainders = basis.remainders(weights[:k])
+            residuals = remainders.norm(dim=0)
             unconverged = (residuals > bound).nonzero()[:, 0].tolist()
             if spent + basis.products >= max_products or basis.size == p:
                 if basis.size >= k:
                     break
-            elif any([basis.append(vectors[i]) for i in unconverged[:block]]):
+            elif unconverged:
+                basis.expand(remainders[:, unconverged[:block]])
                 continue
             elif basis.size >= k:
                 break
             # The start vectors span an invariant space of less than k dimensions.
-            basis.append(_begin(basis.slot(), start, seeds))
+            basis.begin(start, seeds)
+            basis.expand(torch.eye(basis.rest, dtype=torch.float64)[:, -1:])
             seeds += 1
         spent += basis.products
         if block >= k or unconverged or not _may_hide_copies(values[:k], residuals, block, 16 * eps * scale):
@@ -334,6 +426,4 @@ def largest(
             RuntimeWarning,
             stacklevel=stacklevel,
         )
-    for i in range(k):
-        basis.vector(weights[i], vectors[i])
-    return TopEigh(values[:k].to(start), vectors.t(), residuals.to(start))
+    return TopEigh(values[:k].to(start), basis.vectors(weights[:k]).t(), residuals.to(start))

@@ -73,7 +73,7 @@ def ntk_top(
         NonFinite: the output or a product is not finite.
 
     Cost: one forward and one backward for all products, and for each a backward and its derivative; in blocks two
-    forwards, two backwards and the derivative for each product. Up to 32 + 4 k vectors [N] twice, or 256 where these
+    forwards, two backwards and the derivative for each product. Up to 32 + 4 k vectors [N], or 256 where these
     take less than 256 MiB.
 
     Example:
@@ -107,9 +107,7 @@ def _block(state: ModelState, samples: Samples, k: int, outputs: str | int, max_
     kept, streamed = (_growth(state, few, outputs, keep=keep) for keep in (True, False))
     rows = TangentKernel(state, TensorSamples(few), None, outputs).rows // count(few) * n
     itemsize = torch.finfo(state.dtype).bits // 8
-    besides = (
-        2 * rows * itemsize * (lanczos.basis_size(rows, max(1, k), 0, itemsize) + k) + samples.bytes_read
-    )
+    besides = rows * itemsize * lanczos.most_vectors(rows, max(1, k), 0, itemsize) + samples.bytes_read
 
     def need(growth: Growth, block: int) -> int:
         return besides + int(_ALLOWANCE * growth.peak(block)) + samples.bytes_per_sample * block
@@ -144,6 +142,6 @@ def _product_memory(state: ModelState, x: Inputs, outputs: str | int, keep: bool
         kernel = TangentKernel(state, TensorSamples(x), None if keep else count(x), outputs)
         u = torch.ones(kernel.rows, dtype=state.dtype, device=state.device)
         with torch.no_grad():
-            kernel.product(u, torch.empty_like(u))
+            kernel.product(u)
 
     return record(once, state.device)[1]

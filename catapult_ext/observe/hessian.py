@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from catapult_ext.eigen import TopEigh, top_eigh
 from catapult_ext.errors import NonFinite
@@ -62,13 +63,16 @@ class LossHessian:
         refuse_cut(state.names, gradients)
         refuse_nodes(gradients, nodes.NO_SECOND_DERIVATIVE)
         self._reached = [i for i, g in enumerate(gradients) if g is not None]
-        self._gradients = [g for g in gradients if g is not None]
+        # Edges, not tensors: the p numbers of the gradient itself are not needed any more.
+        self._gradients = [get_gradient_edge(g) for g in gradients if g is not None]
 
-    def product(self, v: Tensor, out: Tensor) -> None:
-        """Write H v to out [p]."""
+    def product(self, v: Tensor) -> Tensor:
+        """H v [p]."""
         parts = [part.view_as(p) for part, p in zip(v.split(self._sizes), self._parameters, strict=True)]
         found = derivative(self._gradients, self._parameters, [parts[i] for i in self._reached])
+        out = torch.empty_like(v)
         write_flat(found, self._sizes, out)
+        return out
 
     def pull_back(self, vectors: Tensor) -> Tensor:
         """J^T u for columns u [n c, m], as columns [p, m]."""

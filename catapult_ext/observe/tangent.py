@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from catapult_ext.errors import NonFinite, UnsupportedModule
 from catapult_ext.graph import nodes, refuse_lower_precision, walk
@@ -53,7 +54,8 @@ class Linearised:
             refuse_cut(state.names, gradients)
             refuse_nodes(gradients, _NO_TRANSPOSE)
         self._reached = [i for i, g in enumerate(gradients) if g is not None]
-        self._gradients = [g for g in gradients if g is not None]
+        # Edges, not tensors: the p numbers themselves are not needed any more.
+        self._gradients = [get_gradient_edge(g) for g in gradients if g is not None]
 
     def transposed(self, u: Tensor) -> tuple[Tensor | None, ...]:
         """J^T u for u [n, c], by parameter."""
@@ -98,15 +100,15 @@ class TangentKernel:
         self.rows = samples.count * (output.shape[1] if self._weights is None else 1)
         self.products = 0
 
-    def product(self, u: Tensor, out: Tensor) -> None:
-        """Write K u to out [N]."""
+    def product(self, u: Tensor) -> Tensor:
+        """K u [N]."""
         self.products += 1
         if self._weights is None:
-            out.copy_(self._times(u.view(self._shape)).reshape(-1))
-            return
-        out.zero_()
+            return self._times(u.view(self._shape)).reshape(-1)
+        out = torch.zeros_like(u)
         for row in self._weights:
             out.add_(self._times(torch.outer(u, row)) @ row, alpha=1.0 / len(self._weights))
+        return out
 
     def _times(self, u: Tensor) -> Tensor:
         """J J^T u [n, c] of all outputs."""
