@@ -14,8 +14,9 @@ import catapult_ext as cx
 from catapult_ext import _C, ops
 
 DTYPES = [torch.float32, torch.float64]
-#: Samples, outputs, and (input width, output width) of two layers: every edge of the 60 x 60 blocks, of the
-#: micro tiles (5 x 5, 4 x 3, 3 x 3) and of the vectors, a width that needs a second chunk, and a width of one.
+#: Samples, outputs, and (input width, output width) of two layers: every edge of the blocks (60 x 60; in double from
+#: 256 rows on 240 x 240, packed 96 columns at a time), of the micro tiles (5 x 5, 4 x 3, 3 x 3; packed 8 x 24, 4 x 12)
+#: and of the vectors, a width that needs a second chunk, and a width of one.
 SHAPES = [
     (1, 1, (1, 1), (0, 1)),
     (2, 1, (3, 5), (16, 1)),
@@ -27,6 +28,8 @@ SHAPES = [
     (129, 2, (10, 33), (17, 2)),
     (7, 61, (3, 4), (5, 1)),
     (2, 130, (2, 3), (8, 7)),
+    (481, 1, (97, 0), (193, 1)),
+    (87, 3, (95, 3), (0, 100)),
 ]
 
 
@@ -161,9 +164,10 @@ def test_additive_over_layers(simd, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_permuting_samples_permutes_the_kernel_bitwise(simd, dtype):
-    a, b, scale, beta = layers((127, 1, (65, 20), (300, 1)), dtype)
-    order = torch.randperm(127)
+@pytest.mark.parametrize("n", [127, 301])
+def test_permuting_samples_permutes_the_kernel_bitwise(simd, dtype, n):
+    a, b, scale, beta = layers((n, 1, (65, 20), (300, 1)), dtype)
+    order = torch.randperm(n)
     kernel = ops.ntk_gram(a, b, scale, beta)
     permuted = ops.ntk_gram([x[order] for x in a], [x[order] for x in b], scale, beta)
     assert torch.equal(permuted, kernel[order][:, order])
@@ -181,10 +185,11 @@ def test_bitwise_equal_for_any_thread_count(simd, dtype, c):
         assert torch.equal(cross, ops.ntk_gram_cross(a, b, za, zb, scale, beta))
 
 
+@pytest.mark.parametrize("n", [35, 150])
 @pytest.mark.parametrize("factor", [1e-20, 1e20])
-def test_extreme_scales_that_cancel(simd, factor):
+def test_extreme_scales_that_cancel(simd, factor, n):
     # float32: a a^T is 1e-40 or 1e40 on the way to a kernel of order one
-    a, b, scale, beta = layers((35, 2, (50, 20)), torch.float32)
+    a, b, scale, beta = layers((n, 2, (50, 20)), torch.float32)
     beta = [0.0]
     a, b = [a[0] * factor], [b[0] / factor]
     kernel = ops.ntk_gram(a, b, scale, beta)
@@ -256,13 +261,15 @@ def test_no_samples():
     assert ops.ntk_gram_cross(za, zb, a, b).shape == (6, 0)
 
 
-def test_memory_past_the_rows_is_not_read(simd):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [33, 259])
+def test_memory_past_the_rows_is_not_read(simd, n, dtype):
     # Rows end at the very end of a storage whose other half is NaN.
-    storage = torch.full((2 * 33 * 13,), math.nan)
-    storage[: 33 * 13] = torch.randn(33 * 13)
-    a = storage[: 33 * 13].view(33, 13)
-    kernel = ops.ntk_gram([a], [torch.ones(33, 1)])
-    assert gram_error(kernel, a.double()) <= 2e-6
+    storage = torch.full((2 * n * 13,), math.nan, dtype=dtype)
+    storage[: n * 13] = torch.randn(n * 13, dtype=dtype)
+    a = storage[: n * 13].view(n, 13)
+    kernel = ops.ntk_gram([a], [torch.ones(n, 1, dtype=dtype)])
+    assert gram_error(kernel, a.double()) <= GRAM_BOUND[dtype]
 
 
 def test_direct_form_is_the_op():
