@@ -85,6 +85,7 @@ CATAPULT_TEST(ntk_gram_symmetric) {
     }
     check_symmetric<float>(127, 1, 3);
     check_symmetric<double>(129, 1, 3);
+    check_symmetric<double>(481, 1, 2);  // packed, in more than one block
   });
 }
 
@@ -112,6 +113,7 @@ CATAPULT_TEST(ntk_gram_cross_adds) {
     check_cross<float>(62, 5, 2, 1);
     check_cross<double>(13, 130, 1, 2);
     check_cross<double>(3, 2, 70, 1);
+    check_cross<double>(257, 130, 2, 2);
   });
 }
 

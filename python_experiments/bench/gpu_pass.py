@@ -169,6 +169,16 @@ def _convolution_case(n: int, channels: int, size: int, *, compare: bool = True)
             total.addmm_(flat, flat.T)
         return total
 
+    def unfolded() -> Tensor:
+        total = torch.zeros(n, n, device="cuda")
+        patches = nn.functional.unfold(input, 3, padding=1).transpose(1, 2)  # [n, positions, 9 channels]
+        left = b.flatten(3)[:, 0]  # [n, channels, positions]
+        rows = max(1, ops.tiles.TILE_BYTES // (n * channels * 9 * 4))
+        for part in left.split(rows, 1):
+            flat = torch.bmm(part, patches).flatten(1)  # [n, rows 9 channels]
+            total.addmm_(flat, flat.T)
+        return total
+
     def ours() -> Tensor:
         kernel.zero_()
         ops.jacobian_accumulate_conv2d_(kernel, input, b, kernel_size=(3, 3), padding=(1, 1))
@@ -178,7 +188,7 @@ def _convolution_case(n: int, channels: int, size: int, *, compare: bool = True)
     weights = channels * channels * 9
     return GpuCase(
         "gpu_jacobian_conv2d", {"n": n, "channels": channels, "image": size}, torch.float32,
-        {"torch grouped convolution": plain, "catapult_ext": ours},
+        {"torch grouped convolution": plain, "torch unfolded products": unfolded, "catapult_ext": ours},
         None if exact is None
         else lambda got: float((got.double() - exact).abs().max() / exact.abs().max()),  # type: ignore[attr-defined]
         flop=float(n * weights * (2 * size * size + n)), op="jacobian_conv2d",
