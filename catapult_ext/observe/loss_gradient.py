@@ -60,11 +60,11 @@ class LossGradient:
             residual = residual * rate  # [n, c]
         else:
             scale *= rate
-        storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        storages = self._storages()
         updates: list[ops.RankUpdate] = []
         for i, entries in self._uses.items():
             if i not in self._swept:
-                found = self._rank_updates(i, entries, storages, residual, scale)
+                found = self._rank_updates(parameters[i], entries, storages, residual, scale)
                 if found is None:
                     self.dense(i)
                 else:
@@ -79,23 +79,45 @@ class LossGradient:
                     else:
                         parameters[i].sub_(gradient, alpha=rate)
 
+    def transposed(self, u: Tensor) -> Tensor | None:
+        """J^T u [p] for u [n, c] without a backward; None where not all gradients are there as factors."""
+        if any(i not in self._uses for i in self._swept):
+            return None
+        parameters, updates = self._state.parameters, list[ops.RankUpdate]()
+        flat = parameters[0].new_zeros(sum(parameter.numel() for parameter in parameters))
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        for i, entries in self._uses.items():
+            target = parts[i].view(parameters[i].shape)
+            found = self._rank_updates(target, entries, self._storages(), u, 1.0)
+            if found is None:
+                return None
+            updates += found
+        ops.rank_updates_(updates)
+        return flat
+
+    def _storages(self) -> set[int]:
+        return {parameter.untyped_storage().data_ptr() for parameter in self._state.parameters}
+
     def _rank_updates(
         self,
-        i: int,
+        target: Tensor,
         entries: list[tuple[Use, float, SiteData]],
         storages: set[int],
         residual: Tensor,
         scale: float,
     ) -> list[ops.RankUpdate] | None:
-        """The step of a parameter as products that need no memory, or None where some use has none."""
+        """What adds the gradient of a parameter to a target of its shape, in products that need no memory.
+
+        None where some use of the parameter has none.
+        """
         updates: list[ops.RankUpdate] = []
         for use, factor, data in entries:
             data.check_unchanged()
             features = data.features
             if isinstance(features, Tensor) and features.untyped_storage().data_ptr() in storages:
                 return None  # a layer that is fed with a parameter itself
-            factors = data.site.rule.rank_factors(data, use, residual, self._state.parameters[i])
+            factors = data.site.rule.rank_factors(data, use, residual, target)
             if factors is None:
                 return None
-            updates.append((self._state.parameters[i], *factors, factor * scale))
+            updates.append((target, *factors, factor * scale))
         return updates

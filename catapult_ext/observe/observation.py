@@ -74,7 +74,7 @@ class Observation:
         report: Callable[[], list[LayerReport]],
         start: Tensor | None,
         on_eigen: Callable[[TopEigh], None],
-        find_hessian: Callable[[Tensor | None], TopEigh] | None = None,
+        find_hessian: Callable[[Tensor | None, LossGradient], TopEigh] | None = None,
     ) -> None:
         self.prediction = prediction
         self.residual = residual
@@ -162,7 +162,8 @@ class Observation:
             if self._find_hessian is None:
                 raise ValueError("hessian: the observation was made with hessian=False")
             self._check_current("hessian")
-            self._hessian = self._find_hessian(None if self.kernel is None else self.eigen.vectors[:, :1])
+            u = None if self.kernel is None else self.eigen.vectors[:, :1]
+            self._hessian = self._find_hessian(u, self._gradient)
         return self._hessian
 
     def _split(self) -> tuple[Tensor, Tensor]:

@@ -171,11 +171,11 @@ class Observer:
     def _remember(self, eigen: TopEigh) -> None:
         self._start = eigen.vectors
 
-    def _hessian_finder(self, x: Inputs, y: Tensor) -> Callable[[Tensor | None], TopEigh]:
+    def _hessian_finder(self, x: Inputs, y: Tensor) -> Callable[[Tensor | None, LossGradient], TopEigh]:
         """What finds the Hessian's top pair from u_1 [n c, 1], or from the last one where there is no kernel."""
         state, before = self._state, (versions(x), y._version)
 
-        def find(u: Tensor | None) -> TopEigh:
+        def find(u: Tensor | None, gradient: LossGradient) -> TopEigh:
             if (versions(x), y._version) != before:
                 raise ValueError("hessian: x or y has changed since the observation; observe again")
             with state.untouched():
@@ -184,7 +184,9 @@ class Observer:
                     top = hessian.top(1, self._hessian_start, STEP_TOLERANCE)
                     self._hessian_start = top.vectors
                     return top
-                return hessian.top(1, hessian.pull_back(u), STEP_TOLERANCE)
+                found = gradient.transposed(u.view_as(hessian.output))
+                start = hessian.pull_back(u) if found is None else found.unsqueeze(1)
+                return hessian.top(1, start, STEP_TOLERANCE)
 
         return find
 

@@ -56,6 +56,27 @@ def test_kernel_gradient_and_loss(name: str, dtype: torch.dtype, tolerance: floa
 
 
 @pytest.mark.parametrize("name", EXACT)
+def test_the_transposed_jacobian_of_factors(name: str) -> None:
+    """Where a pass keeps factors it gives J^T u without a backward: where the search for the sharpness begins."""
+    model = make(name, 4)
+    c = _outputs(model)
+    x, y = _data(torch.float64, c, 15)
+    rows = brute_force.jacobian(model, x)
+    observation = cx.observe(model, x, y, k=2)
+    for read in (False, True):
+        if read:
+            observation.gradients()  # formed, and kept
+        u = torch.randn(N * c, 2, dtype=torch.float64)[:, :1]
+        found = observation._gradient.transposed(u.view(N, c))
+        factors = {part.route for part in observation.layer_report} <= {"gram", "unused"}
+        if found is None:
+            assert not factors or name == "fed with a parameter", observation.layer_report
+            continue
+        expected = torch.cat([torch.einsum("n,n...->...", u[:, 0], rows[p]).reshape(-1) for p in rows])
+        assert float((found - expected).abs().max()) <= 1e-10 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_kernels_by_parameter_and_cross_kernel(name: str) -> None:
     model = make(name, 5)
     x, _ = _data(torch.float64, 1, 12)
