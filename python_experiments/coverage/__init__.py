@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from python_experiments.coverage.cases import Case, case_of, select
 from python_experiments.coverage.lines import header, merge, read, write
 from python_experiments.coverage.page import render, totals
-from python_experiments.coverage.survey import OWN, installed, is_wrong, survey
+from python_experiments.coverage.survey import installed, is_wrong, survey
 
 __all__ = ["main"]
 
@@ -52,7 +52,7 @@ def main(
     lines = _measure(cases, names, console)
     if not words and not models:  # everything: what is in no catalogue any more goes
         known = {case.name for case in cases}
-        stored = [line for line in stored if line["case"] in known or line["family"] == OWN]
+        stored = [line for line in stored if line["case"] in known or line.get("own")]
     every = merge(stored, lines)
     file = write(out, every)
     page.write_text(render(every, os.path.relpath(file, page.parent)), encoding="utf-8")

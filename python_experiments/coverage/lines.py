@@ -14,9 +14,7 @@ __all__ = ["FILE", "header", "merge", "read", "write"]
 
 FILE = "coverage.jsonl"
 
-_KEYS = frozenset(
-    {"case", "family", "tool", "version", "dtype", "verdict", "error", "message", "torch", "cpu"}
-)
+_KEYS = frozenset({"case", "tool", "version", "dtype", "verdict", "error", "message", "torch", "cpu"})
 
 
 def header() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from python_experiments.coverage.cases import CASES, FAMILIES
 from python_experiments.coverage.lines import FILE
 from python_experiments.coverage.peers import PEERS, PIP
-from python_experiments.coverage.survey import ENGINE, OWN
+from python_experiments.coverage.survey import ENGINE, OWN, family
 
 __all__ = ["LEGEND", "render", "totals"]
 
@@ -42,7 +42,7 @@ def render(lines: Sequence[dict[str, Any]], link: str) -> str:
     lines = sorted(lines, key=lambda line: order.get(line["case"], len(order)))
     by_tool = {name: [line for line in lines if line["tool"] == name] for name in (ENGINE, *PEERS)}
     tools = {name: own for name, own in by_tool.items() if own}
-    families = [name for name in (*FAMILIES, OWN) if any(line["family"] == name for line in tools[ENGINE])]
+    families = [name for name in (*FAMILIES, OWN) if any(family(line) == name for line in tools[ENGINE])]
     cells = {(case, name): _cell(own) for name in tools for case, own in _by_case(tools[name]).items()}
     environment = Environment(
         loader=PackageLoader("python_experiments"),
@@ -70,15 +70,12 @@ def render(lines: Sequence[dict[str, Any]], link: str) -> str:
             row: case.name for case in CASES.values() for row in case.matrix if (case.name, ENGINE) in cells
         },
         cells=cells,
-        rows={
-            family: _by_case(line for line in tools[ENGINE] if line["family"] == family)
-            for family in families
-        },
+        rows={name: _by_case(line for line in tools[ENGINE] if family(line) == name) for name in families},
         refused=[
             line for line in tools[ENGINE] if line["verdict"] == "refuses" and line["dtype"] == "float64"
         ],
         messages={name: _messages(own) for name, own in tools.items()},
-        summary=lambda family, name: _summary([x for x in tools[name] if family in (None, x["family"])]),
+        summary=lambda of, name: _summary([x for x in tools[name] if of in (None, family(x))]),
         routes=_routes,
         own_cell=lambda line: _error(line["error"]) if line["verdict"] == "exact" else _cell([line]),
         text=_text,

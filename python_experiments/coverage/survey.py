@@ -14,7 +14,7 @@ from python_experiments.coverage.cases import FAMILIES, Case
 from python_experiments.coverage.ours import SINGLE, TOLERANCES, Reference
 from python_experiments.coverage.peer_process import Answer, PeerProcess
 
-__all__ = ["ENGINE", "OWN", "installed", "is_wrong", "judged", "survey"]
+__all__ = ["ENGINE", "OWN", "family", "installed", "is_wrong", "judged", "survey"]
 
 ENGINE = "catapult_ext"
 
@@ -22,6 +22,11 @@ ENGINE = "catapult_ext"
 OWN = "Your networks"
 
 _FAMILY = {case.name: family for family, cases in FAMILIES.items() for case in cases}
+
+
+def family(line: dict[str, Any]) -> str:
+    """The family of a line's network."""
+    return _FAMILY.get(line["case"], OWN)
 
 
 def installed() -> dict[str, dict[str, str]]:
@@ -41,8 +46,9 @@ def survey(
         report: gets tool and case before each is measured.
 
     Yields:
-        Lines: case, family, tool, version, dtype, verdict (see `LEGEND` of the page), error (relative, None where
-        there is none), message; of the engine also the routes, [route, rule] of each parameter, and all errors.
+        Lines: case, own (only of networks that are not in the catalogue), tool, version, dtype, verdict (see
+        `LEGEND` of the page), error (relative, None where there is none), message; of the engine also the routes,
+        [route, rule] of each parameter, and all errors.
     """
     references: dict[str, Reference | None] = {}
     for case in cases:
@@ -64,7 +70,8 @@ def is_wrong(line: dict[str, Any]) -> bool:
 
 
 def _head(case: Case, tool: str) -> dict[str, Any]:
-    return {"case": case.name, "family": _FAMILY.get(case.name, OWN), "tool": tool}
+    own = {} if case.name in _FAMILY else {"own": True}
+    return {"case": case.name, **own, "tool": tool}
 
 
 def _number(error: float) -> float | None:
