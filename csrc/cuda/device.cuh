@@ -25,6 +25,18 @@ using emulator::shared_memory;
 
 __device__ inline void raise_status(int* status, int bit) { atomicOr(status, bit); }
 
+// Of all lanes' values the one of largest magnitude with its place, the first place of equals.
+__device__ inline void warp_extreme(double& extreme, int& where) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const double other = __shfl_xor_sync(kFullWarp, extreme, offset);
+    const int other_where = __shfl_xor_sync(kFullWarp, where, offset);
+    if (fabs(other) > fabs(extreme) || (fabs(other) == fabs(extreme) && other_where < where)) {
+      extreme = other;
+      where = other_where;
+    }
+  }
+}
+
 __device__ inline double warp_sum(double value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
   return value;

@@ -164,14 +164,7 @@ __device__ void back_transform_fused(const Householder<kPanels>& work, const Eig
           extreme = x[m][q];
           where = lane + 32 * q;
         }
-      for (int offset = 16; offset > 0; offset /= 2) {
-        const double other = __shfl_xor_sync(kFullWarp, extreme, offset);
-        const int other_where = __shfl_xor_sync(kFullWarp, where, offset);
-        if (fabs(other) > fabs(extreme) || (fabs(other) == fabs(extreme) && other_where < where)) {
-          extreme = other;
-          where = other_where;
-        }
-      }
+      warp_extreme(extreme, where);
 #pragma unroll
       for (int q = 0; q < kRows; ++q)
         if (lane + 32 * q < n) vector[m][lane + 32 * q] = extreme < 0.0 ? -x[m][q] : x[m][q];

@@ -174,14 +174,7 @@ __device__ void back_transform(const Work& work) {
         extreme = x[i];
         where = i;
       }
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const double other = __shfl_xor_sync(kFullWarp, extreme, offset);
-      const int other_where = __shfl_xor_sync(kFullWarp, where, offset);
-      if (fabs(other) > fabs(extreme) || (fabs(other) == fabs(extreme) && other_where < where)) {
-        extreme = other;
-        where = other_where;
-      }
-    }
+    warp_extreme(extreme, where);
     if (extreme < 0.0)
       for (int i = lane; i < n; i += 32) x[i] = -x[i];
   }
