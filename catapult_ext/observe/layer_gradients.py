@@ -73,7 +73,10 @@ class LayerGradients:
         """G [n c T, d]."""
         if self.formed is not None:
             return self.formed.flatten(0, 2)
-        return self.sensitivities.flatten(0, 2) @ self.weight
+        b = self.sensitivities.flatten(0, 2)  # [n c T, w], half of it zeros behind a ReLU
+        result = b.new_zeros((b.shape[0], self.weight.shape[1]))
+        ops.rank_updates_([(result, b.t(), self.weight, None, 1.0)])
+        return result
 
     def factor(self, dtype: torch.dtype) -> Tensor:
         """F [r, d] in the given dtype with F^T F = G^T G: G itself, or r = min(w, d) where G has far more rows."""

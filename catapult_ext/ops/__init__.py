@@ -325,7 +325,8 @@ def rank_updates_(updates: Sequence[RankUpdate]) -> None:
     Raises:
         ValueError: shapes that do not fit; nothing has been written then.
 
-    Cost: 2 rows p q FLOP and one pass over W, without a temporary of its size.
+    Cost: 2 rows p q FLOP and one pass over W, without a temporary of its size. On the CPU zeros of L are passed over
+    where they are three tenths of it or more, as behind a ReLU; 0 times an infinity then is no NaN.
     """
     for matrix, left, right, weight, _ in updates:
         rows, width = right.shape

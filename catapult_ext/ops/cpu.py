@@ -203,16 +203,16 @@ def rank_updates_(updates: Sequence[RankUpdate]) -> bool:
         dense = strides[-1] == 1 and rows[1] == 1 and matrix.is_cpu and matrix.dtype == right.dtype == dtype
         if not dense or type(matrix) not in _PLAIN:
             return False
-        height = 1
+        height, pointer = 1, 0
+        left_strides: tuple[int, ...] = (0, 0)
         if left is not None:
-            height, columns = left.shape[1], left.stride()
-            if (columns[1] != 1 and height > 1) or left.dtype != dtype or (strides[0] < width and height > 1):
+            height, pointer, left_strides = left.shape[1], left.data_ptr(), left.stride()
+            if left.dtype != dtype or (strides[0] < width and height > 1):
                 return False
         if weight is not None and weight.dtype != dtype:
             return False
         fields += (
-            right.shape[0], height, width, 0 if left is None else left.data_ptr(),
-            0 if left is None else columns[0], right.data_ptr(), rows[0],
+            right.shape[0], height, width, pointer, *left_strides, right.data_ptr(), rows[0],
             0 if weight is None else weight.data_ptr(), 0 if weight is None else weight.stride(0),
             matrix.data_ptr(), strides[0],
         )  # fmt: skip

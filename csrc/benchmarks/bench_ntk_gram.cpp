@@ -9,7 +9,7 @@ namespace catapult::benchmarks {
 namespace {
 
 // One hidden layer of the given widths, beta 0.5: range(0) samples, range(1) inputs, range(2) outputs of the
-// layer.
+// layer; range(3): half of both is zero, as behind a ReLU.
 struct Problem {
   int64_t n;
   at::Tensor a, b, kernel;
@@ -18,7 +18,12 @@ struct Problem {
       : n(state.range(0)),
         a(at::randn({n, state.range(1)})),
         b(at::randn({n, state.range(2)})),
-        kernel(at::empty({n, n})) {}
+        kernel(at::empty({n, n})) {
+    if (state.range(3) != 0) {
+      a.relu_();
+      b.mul_(at::rand_like(b) < 0.5);
+    }
+  }
 
   double flop() const { return double(n) * double(n) * double(a.size(1) + b.size(1)); }
 
@@ -53,13 +58,16 @@ void aten_ntk_gram(benchmark::State& state) {
 }
 
 void sizes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"n", "in", "out"})->Unit(benchmark::kMicrosecond);
-  b->Args({5, 100, 1024})
-      ->Args({5, 1024, 1})
-      ->Args({32, 100, 1024})
-      ->Args({128, 1024, 1024})
-      ->Args({128, 3072, 1024});
-  b->Args({512, 1024, 1024})->Args({2000, 1024, 1024})->Args({2000, 100, 1024});
+  b->ArgNames({"n", "in", "out", "zeros"})->Unit(benchmark::kMicrosecond);
+  b->Args({5, 100, 1024, 0})
+      ->Args({5, 1024, 1, 0})
+      ->Args({32, 100, 1024, 0})
+      ->Args({128, 1024, 1024, 0})
+      ->Args({128, 3072, 1024, 0});
+  b->Args({512, 1024, 1024, 0})
+      ->Args({2000, 1024, 1024, 0})
+      ->Args({2000, 100, 1024, 0})
+      ->Args({2000, 1024, 1024, 1});
 }
 
 BENCHMARK(catapult_ntk_gram)->Name("ntk_gram/catapult")->Apply(sizes);

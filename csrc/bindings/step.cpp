@@ -13,9 +13,9 @@ namespace catapult::bindings {
 
 namespace {
 
-// Integers of an update: rows, height, width, left, left_stride, right, right_stride, weight, weight_stride,
-// matrix, matrix_stride.
-constexpr std::size_t kFields = 11;
+// Integers of an update: rows, height, width, left, left_stride, left_step, right, right_stride, weight,
+// weight_stride, matrix, matrix_stride.
+constexpr std::size_t kFields = 12;
 
 }  // namespace
 
@@ -46,16 +46,17 @@ void bind_step(py::module_& module) {
           int64_t v[kFields];
           read_integers(fields, u * kFields, v, kFields);
           const auto at = [&v](std::size_t f) { return pointer(static_cast<std::uintptr_t>(v[f])); };
-          updates[u] = {static_cast<DType>(dtype),  v[0],  v[1], v[2], at(3), v[4], at(5), v[6], at(7), v[8],
-                        py::cast<double>(scale[u]), at(9), v[10]};
+          updates[u] = {
+              static_cast<DType>(dtype),  v[0],   v[1],  v[2], at(3), v[4], at(6), v[7], at(8), v[9],
+              py::cast<double>(scale[u]), at(10), v[11], v[5]};
         }
         py::gil_scoped_release release;
         rank_updates(updates.data(), static_cast<int64_t>(count), threads);
       },
       py::arg("dtype"), py::arg("fields"), py::arg("scale"), py::arg("threads"),
-      "W += scale L^T diag(w) R for each eleven integers: rows, height, width, left or 0, its stride, right, "
-      "its "
-      "stride, weight or 0, its stride, matrix, its stride.");
+      "W += scale L^T diag(w) R for each twelve integers: rows, height, width, left or 0, strides of its "
+      "rows "
+      "and columns, right, its stride, weight or 0, its stride, matrix, its stride.");
 }
 
 }  // namespace catapult::bindings

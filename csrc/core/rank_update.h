@@ -20,6 +20,7 @@ struct RankUpdate {
   double scale;  // s
   void* matrix;  // W [height, width]
   int64_t matrix_stride;
+  int64_t left_step = 1;  // between columns of L
 };
 
 // All updates of one step, in order. None may read what another one writes.

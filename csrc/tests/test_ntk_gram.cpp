@@ -43,9 +43,16 @@ double entry(const Layer<T>& x, const Layer<T>& z, int64_t row, int64_t column) 
 }
 
 template <typename T>
-void check_symmetric(int64_t n, int64_t c, int threads) {
-  const Layer<T> first(n, c, 37, 5, 0.5, 0.2, 1), second(n, c, 0, 1, 2.0, 1.5, 2),
+void switch_off_half(std::vector<T>& values) {
+  for (T& value : values)
+    if (value < T(0)) value = T(0);
+}
+
+template <typename T>
+void check_symmetric(int64_t n, int64_t c, int threads, bool zeros = false) {
+  Layer<T> first(n, c, 37, zeros ? 131 : 5, 0.5, 0.2, 1), second(n, c, 0, 1, 2.0, 1.5, 2),
       third(n, c, 1025, 1, 1.0, 0.0, 3);
+  if (zeros) switch_off_half(first.b), switch_off_half(third.a);
   const Layer<T>* layers[] = {&first, &second, &third};
   const GramTerm terms[] = {first.term(), second.term(), third.term()};
   const int64_t size = n * c, stride = size + 2;
@@ -86,6 +93,9 @@ CATAPULT_TEST(ntk_gram_symmetric) {
     check_symmetric<float>(127, 1, 3);
     check_symmetric<double>(129, 1, 3);
     check_symmetric<double>(481, 1, 2);  // packed, in more than one block
+    check_symmetric<float>(257, 1, 1, true);
+    check_symmetric<float>(131, 2, 3, true);
+    check_symmetric<double>(263, 1, 2, true);
   });
 }
 

@@ -6,9 +6,14 @@ namespace catapult::tests {
 namespace {
 
 template <typename T>
-void check_update(int64_t rows, int64_t height, int64_t width, bool left_given, bool weighted, int threads) {
-  const int64_t left_stride = height + 2, right_stride = width + 1, stride = width + 3;
-  const std::vector<T> left = normal<T>(rows * left_stride, 1), right = normal<T>(rows * right_stride, 2);
+void check_update(int64_t rows, int64_t height, int64_t width, bool left_given, bool weighted, int threads,
+                  bool zeros = false, bool transposed = false) {
+  const int64_t left_stride = transposed ? 1 : height + 2, left_step = transposed ? rows + 1 : 1;
+  const int64_t right_stride = width + 1, stride = width + 3;
+  std::vector<T> left = normal<T>((rows + 1) * (height + 2), 1);
+  const std::vector<T> right = normal<T>(rows * right_stride, 2);
+  for (T& value : left)
+    if (zeros && value < T(0)) value = T(0);
   const std::vector<T> weight = normal<T>(2 * rows, 3), before = normal<T>(height * stride, 4);
   std::vector<T> after = before;
   const RankUpdate update{dtype_of<T>(),
@@ -23,13 +28,14 @@ void check_update(int64_t rows, int64_t height, int64_t width, bool left_given, 
                           2,
                           -0.3,
                           after.data(),
-                          stride};
+                          stride,
+                          left_step};
   rank_updates(&update, 1, threads);
   for (int64_t i = 0; i < height; ++i)
     for (int64_t j = 0; j < stride; ++j) {
       double exact = before[i * stride + j], size = std::fabs(exact);
       for (int64_t r = 0; r < rows && j < width; ++r) {
-        const double part = -0.3 * (left_given ? double(left[r * left_stride + i]) : 1.0) *
+        const double part = -0.3 * (left_given ? double(left[r * left_stride + i * left_step]) : 1.0) *
                             double(right[r * right_stride + j]) * (weighted ? double(weight[2 * r]) : 1.0);
         exact += part;
         size += std::fabs(part);
@@ -50,6 +56,12 @@ CATAPULT_TEST(rank_updates_add_a_product_and_touch_nothing_else) {
           if (height == 1) check_update<float>(rows, height, width, false, true, 1);
         }
     check_update<float>(64, 301, 257, true, true, 3);
+    for (bool zeros : {false, true})
+      for (bool transposed : {false, true}) {
+        check_update<float>(333, 19, 1029, true, true, 1, zeros, transposed);
+        check_update<double>(65, 261, 517, true, true, 2, zeros, transposed);
+        check_update<float>(513, 270, 65, true, false, 2, zeros, transposed);
+      }
   });
 }
 

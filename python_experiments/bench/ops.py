@@ -53,6 +53,18 @@ def _gram_float32(s: Mapping[str, int]) -> Case:
     return _gram(s, torch.float32)
 
 
+@job(
+    "gram-relu-2000",
+    "tangent kernel of one layer between ReLUs: half of its inputs and of its sensitivities is zero",
+    baseline="torch.mm",
+    shapes={"n": 2000, "fan_in": 1024, "fan_out": 1024},
+    goals=_GRAM,
+    error="relative to sqrt(K_ii K_jj)",
+)
+def _gram_relu(s: Mapping[str, int]) -> Case:
+    return _gram(s, torch.float32, zeros=0.5)
+
+
 _ONE_THREAD = "catapult_ext, one thread"
 
 
@@ -111,9 +123,11 @@ def _gram_float64(s: Mapping[str, int]) -> Case:
     return _gram(s, torch.float64)
 
 
-def _gram(s: Mapping[str, int], dtype: torch.dtype) -> Case:
+def _gram(s: Mapping[str, int], dtype: torch.dtype, zeros: float = 0.0) -> Case:
     torch.manual_seed(0)
     a, b = torch.randn(s["n"], s["fan_in"], dtype=dtype), torch.randn(s["n"], s["fan_out"], dtype=dtype)
+    for factor in (a, b):
+        factor[torch.rand(factor.shape) < zeros] = 0.0
     syrk = scipy.linalg.blas.ssyrk if dtype == torch.float32 else scipy.linalg.blas.dsyrk
 
     def blas() -> Tensor:

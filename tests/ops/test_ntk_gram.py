@@ -14,9 +14,9 @@ import catapult_ext as cx
 from catapult_ext import _C, ops
 
 DTYPES = [torch.float32, torch.float64]
-#: Samples, outputs, and (input width, output width) of two layers: every edge of the blocks (60 x 60; in double from
-#: 256 rows on 240 x 240, packed 96 columns at a time), of the micro tiles (5 x 5, 4 x 3, 3 x 3; packed 8 x 24, 4 x 12)
-#: and of the vectors, a width that needs a second chunk, and a width of one.
+#: Samples, outputs, and (input width, output width) of two layers: every edge of the blocks (60 x 60; from 256 rows on
+#: 240 x 240, packed 96 columns at a time), of the micro tiles (5 x 5, 4 x 3, 3 x 3; packed 8 x 48, 8 x 24, 4 x 24,
+#: 4 x 12) and of the vectors, widths that need a second chunk, and a width of one.
 SHAPES = [
     (1, 1, (1, 1), (0, 1)),
     (2, 1, (3, 5), (16, 1)),
@@ -30,6 +30,7 @@ SHAPES = [
     (2, 130, (2, 3), (8, 7)),
     (481, 1, (97, 0), (193, 1)),
     (87, 3, (95, 3), (0, 100)),
+    (267, 1, (2100, 1), (0, 3)),
 ]
 
 
@@ -116,6 +117,55 @@ def test_strided_expanded_and_offset_views(simd, dtype):
     one_input = [torch.randn(1, 6, dtype=dtype).expand(n, 6)]
     kernel = ops.ntk_gram(one_input, [b[1]], [1.0], [0.0])
     assert gram_error(kernel, jacobian(one_input, [b[1]], [1.0], [0.0])) <= GRAM_BOUND[dtype]
+
+
+def gram(xa, xb, za, zb, scale, beta):
+    """K(x, z) in float64, from the products that define it: without the Jacobians of wide layers."""
+    total = 0.0
+    for a, b, e, f, s, t in zip(xa, xb, za, zb, scale, beta, strict=True):
+        samples = (a.double() @ e.double().T + t).repeat_interleave(b.shape[1], 0)
+        samples = samples.repeat_interleave(b.shape[1], 1)  # [n c, m c]
+        total = total + s * samples * (b.double().flatten(0, 1) @ f.double().flatten(0, 1).T)
+    return total
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("zeros", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("n", "c", "widths"),
+    [
+        (255, 1, (129, 70)), (256, 1, (129, 70)), (481, 1, (64, 1025)), (97, 5, (300, 65)), (300, 1, (63, 2100)),
+    ],
+)  # fmt: skip
+def test_zeros_that_are_passed_over(simd, dtype, zeros, n, c, widths):
+    """Features and sensitivities behind a ReLU, beside a layer without zeros."""
+    a, b, scale, beta = layers((n, c, widths, (33, 80)), dtype)
+    for factor in (a[0], b[0], b[1]):
+        factor.masked_fill_(torch.rand_like(factor) < zeros, 0.0)
+    za, zb, _, _ = layers((n + 1, c, widths, (33, 80)), dtype)
+    kernel, cross = nan_like((n * c, n * c), dtype), nan_like((n * c, (n + 1) * c), dtype)
+    ops.ntk_gram(a, b, scale, beta, out=kernel)
+    ops.ntk_gram_cross(a, b, za, zb, scale, beta, out=cross)
+
+    size = gram(a, b, a, b, scale, beta).diagonal().sqrt()
+    for found, (fa, fb) in ((kernel, (a, b)), (cross, (za, zb))):
+        bound = GRAM_BOUND[dtype] * torch.outer(size, gram(fa, fb, fa, fb, scale, beta).diagonal().sqrt())
+        assert ((found.double() - gram(a, b, fa, fb, scale, beta)).abs() <= bound).all()
+    assert torch.equal(kernel, kernel.T)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(ops.ntk_gram(a, b, scale, beta), kernel)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_nan_among_zeros_is_an_error(simd):
+    a, b, _, _ = layers((256, 1, (64, 64)), torch.float32)
+    b[0].masked_fill_(torch.rand_like(b[0]) < 0.6, 0.0)
+    b[0][200, 0, 7] = math.nan
+    with pytest.raises(cx.NonFinite):
+        ops.ntk_gram(a, b)
 
 
 def test_large_off_tile_size(simd):
@@ -232,6 +282,15 @@ def test_error_no_larger_than_plain_torch(simd):
     ours = gram_error(ops.ntk_gram([a], [b]), exact)
     assert ours <= 2e-6
     assert ours <= 2 * gram_error(a @ a.T, exact) + 2e-7
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_error_of_packed_blocks_no_larger_than_plain_torch(simd, zeros):
+    a, b = torch.rand(300, 20_000), torch.ones(300, 1)
+    a[torch.rand_like(a) < zeros] = 0.0
+    ours = gram_error(ops.ntk_gram([a], [b]), a.double())
+    assert ours <= 2e-6
+    assert ours <= 2 * gram_error(a @ a.T, a.double()) + 2e-7
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -31,12 +31,15 @@ def exact(matrix, left, right, weight, scale):
     width=st.integers(1, 70),
     kind=st.sampled_from(["weight", "bias"]),
     weighted=st.booleans(),
-    layout=st.sampled_from(["dense", "expanded left", "strided right", "transposed parameter"]),
+    layout=st.sampled_from(
+        ["dense", "expanded left", "transposed left", "strided left", "strided right", "transposed parameter"]
+    ),
+    zeros=st.sampled_from([0.0, 0.5]),
     level=st.sampled_from(_C.available_simd_levels()),
     double=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_updates_in_place(rows, height, width, kind, weighted, layout, level, double, seed):
+def test_updates_in_place(rows, height, width, kind, weighted, layout, zeros, level, double, seed):
     _C.set_simd_level(level)
     dtype = DTYPES[double]
     torch.manual_seed(seed)
@@ -46,6 +49,12 @@ def test_updates_in_place(rows, height, width, kind, weighted, layout, level, do
     left = torch.randn(rows, height, dtype=dtype)
     if layout == "expanded left":
         left = torch.randn(1, height, dtype=dtype).expand(rows, height)
+    elif layout == "transposed left":
+        left = torch.randn(height, rows, dtype=dtype).T
+    elif layout == "strided left":
+        left = torch.randn(rows, 2 * height, dtype=dtype)[:, ::2]
+    if zeros and layout != "expanded left":
+        left.masked_fill_(torch.rand(rows, height) < zeros, 0.0)
     matrix = torch.randn(height, width, dtype=dtype)
     if layout == "transposed parameter":
         matrix = torch.randn(width, height, dtype=dtype).T
@@ -67,14 +76,19 @@ def test_updates_in_place(rows, height, width, kind, weighted, layout, level, do
     ("rows", "height", "width"),
     [
         (31, 16, 1024), (32, 15, 1024), (32, 16, 1023), (32, 16, 1024),  # around where panels are packed
-        (129, 17, 1025), (40, 257, 1100), (300, 34, 1501),
+        (129, 17, 1025), (40, 257, 1100), (300, 34, 1501), (1100, 33, 100), (700, 40, 47),
     ],
 )  # fmt: skip
-def test_wide_updates_in_place(level, dtype, rows, height, width):
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_wide_updates_in_place(level, dtype, rows, height, width, zeros, layout):
     """Packed panels: every entry, nothing beside the parameter, the same bits with any number of threads."""
     _C.set_simd_level(level)
     torch.manual_seed(rows)
     left, right = torch.randn(rows, height, dtype=dtype), torch.randn(rows, width, dtype=dtype)
+    left.masked_fill_(torch.rand(rows, height) < zeros, 0.0)
+    if layout == "columns":
+        left = left.T.contiguous().T
     weight = torch.randn(rows, 1, dtype=dtype)
     around = torch.full((height + 2, width + 5), torch.nan, dtype=dtype)
     around[1:-1, 2:-3] = torch.randn(height, width, dtype=dtype)
@@ -93,6 +107,24 @@ def test_wide_updates_in_place(level, dtype, rows, height, width):
     bound = 8 * torch.finfo(dtype).eps * math.sqrt(rows) * sizes
     assert ((found[0].double() - expected).abs() <= bound).all()
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("level", _C.available_simd_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_is_passed_on_beside_zeros(level, dtype):
+    """Zeros are passed over, a NaN or an infinity among them is not."""
+    _C.set_simd_level(level)
+    left, right = torch.randn(64, 32, dtype=dtype), torch.randn(64, 1100, dtype=dtype)
+    left[torch.rand(64, 32) < 0.6] = 0.0
+    left[3, 5], left[40, 6], weight = math.nan, math.inf, torch.ones(64, 1, dtype=dtype)
+    weight[11] = math.nan  # 0 times NaN is NaN
+    matrix = torch.zeros(32, 1100, dtype=dtype)
+    ops.rank_updates_([(matrix, left, right, None, 1.0)])
+    finite = torch.isfinite(matrix).all(1)
+    assert not finite[[5, 6]].any()
+    assert finite.sum() == 30
+    ops.rank_updates_([(matrix, left, right, weight, 1.0)])
+    assert matrix.isnan().all()
 
 
 @pytest.mark.parametrize("weighted", [True, False])
