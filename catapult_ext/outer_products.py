@@ -72,6 +72,8 @@ def power_rows(agop: Tensor, power: float) -> Tensor:
     rounding left (up to half of that, also from 60,000 rows), and a root would enlarge it, for a power of 1/4 to a
     thousandth of the largest.
     """
+    if len(agop) == 1:  # behind a layer of one unit, as the last one often is: no eigensolver
+        return agop.double().clamp(min=0.0) ** (power / 2)
     values, vectors = torch.linalg.eigh(agop.double())  # ascending
     rounding = values[-1] * (len(values) + 8) * torch.finfo(torch.float64).eps
     values = torch.where(values > rounding, values, 0.0)

@@ -78,7 +78,7 @@ def factors(
     for name, layer in layers.items():
         centered = layer.centered(layer.sensitivities.mean(0)) if center else layer
         each = scale / (layer.positions if positions == "mean" else 1)
-        factor = _powered(centered, power) * each ** (power / 2)
+        factor = _powered(centered, power, each ** (power / 2))
         if normalize is not None:
             factor = factor / _norm(factor, normalize, f"the AGOP of {name}").sqrt()
         result[name] = factor.to(layer.weight.dtype).unsqueeze(0)
@@ -143,13 +143,13 @@ def _smaller(rows: Tensor) -> Tensor:
     return rows.unsqueeze(0) if rows.shape[0] < rows.shape[1] else ops.agop_reduce(rows.contiguous())
 
 
-def _powered(layer: LayerGradients, power: float) -> Tensor:
-    """N [r, d] with N^T N = (G^T G)^power, in float64 for a power other than 1: roots enlarge rounding."""
+def _powered(layer: LayerGradients, power: float, scale: float = 1.0) -> Tensor:
+    """Scale N [r, d], N^T N = (G^T G)^power, in float64 for a power other than 1: roots enlarge rounding."""
     if power == 1.0:
-        return layer.factor(layer.weight.dtype)
+        return layer.factor(layer.weight.dtype, scale)
     factor = layer.factor(torch.float64)  # [r, d]
     if factor.shape[0] >= factor.shape[1]:
-        return power_rows(ops.agop_reduce(factor), power)
+        return power_rows(ops.agop_reduce(factor), power) * scale
     # F = U S V^T, so that (F^T F)^p = V S^2p V^T: with N = S^p V^T it is N^T N.
     _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
-    return values.pow(power).unsqueeze(1) * vectors
+    return (values.pow(power) * scale).unsqueeze(1) * vectors

@@ -31,17 +31,19 @@ _TALL = 16
 
 @dataclass(frozen=True, slots=True)
 class LayerGradients:
-    """G = B W of one layer, kept as its two factors.
+    """G = s B W of one layer, kept as its factors.
 
     Attributes:
         weight: M [w, d], the layer's matrix; for a convolution d is the size of a patch.
         sensitivities: B [n, c, T, w] with the positions of all uses side by side.
+        scale: s, what the network multiplies the layer with: no pass over B.
         as_matrix: brings a tensor of the parameter's shape into the shape of M.
         formed: G [n, c, T, d] where the backward has passed it, or None.
     """
 
     weight: Tensor
     sensitivities: Tensor
+    scale: float
     as_matrix: Callable[[Tensor], Tensor]
     formed: Tensor | None = None
 
@@ -57,7 +59,7 @@ class LayerGradients:
 
     def centered(self, mean: Tensor) -> LayerGradients:
         """The same with a mean over samples [c, T, w] subtracted from B."""
-        formed = None if self.formed is None else self.formed - mean @ self.weight
+        formed = None if self.formed is None else self.formed - self.scale * (mean @ self.weight)
         return replace(self, sensitivities=self.sensitivities - mean, formed=formed)
 
     def to(self, dtype: torch.dtype) -> LayerGradients:
@@ -69,25 +71,28 @@ class LayerGradients:
             self, weight=self.weight.to(dtype), sensitivities=self.sensitivities.to(dtype), formed=formed
         )
 
-    def gradients(self) -> Tensor:
-        """G [n c T, d]."""
+    def gradients(self, scale: float | None = None) -> Tensor:
+        """Scale G [n c T, d] in memory of its own; without a scale G, which may be `formed` itself."""
         if self.formed is not None:
-            return self.formed.flatten(0, 2)
+            formed = self.formed.flatten(0, 2)
+            return formed if scale is None else formed * scale
         b = self.sensitivities.flatten(0, 2)  # [n c T, w], half of it zeros behind a ReLU
         result = b.new_zeros((b.shape[0], self.weight.shape[1]))
-        ops.rank_updates_([(result, b.t(), self.weight, None, 1.0)])
+        factor = self.scale if scale is None else scale * self.scale
+        ops.rank_updates_([(result, b.t(), self.weight, None, factor)])
         return result
 
-    def factor(self, dtype: torch.dtype) -> Tensor:
-        """F [r, d] in the given dtype with F^T F = G^T G: G itself, or r = min(w, d) where G has far more rows."""
+    def factor(self, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        """F [r, d] with F^T F = scale^2 G^T G: scale G itself, or r = min(w, d) where G has far more rows."""
         w, d = self.weight.shape
         if self.rows <= _TALL * min(w, d):
-            return self.to(dtype).gradients()
+            return self.to(dtype).gradients(scale)
         if d < w:
             matrix = self.weight.new_zeros((d, d), dtype=dtype)
-            self.add_outer_product(matrix, 1.0)
+            self.add_outer_product(matrix, scale**2)
             return power_rows(matrix, 1.0).to(dtype)
-        return power_rows(_gram(self.sensitivities.to(dtype)), 1.0).to(dtype) @ self.weight.to(dtype)
+        root = power_rows(_gram(self.sensitivities.to(dtype)), 1.0) * (scale * self.scale)
+        return root.to(dtype) @ self.weight.to(dtype)
 
     def add_outer_product(self, out: Tensor, scale: float) -> None:
         """Out [d, d] += scale G^T G in out's dtype, through whichever of B W and B^T B costs less."""
@@ -98,7 +103,7 @@ class LayerGradients:
             ops.agop_reduce(self.to(out.dtype).gradients(), scale, out=out)
             return
         b, weight = self.sensitivities.to(out.dtype), self.weight.to(out.dtype)
-        product = weight.t() @ ((_gram(b) * scale) @ weight)
+        product = weight.t() @ ((_gram(b) * (scale * self.scale**2)) @ weight)
         out.add_(product + product.t(), alpha=0.5)  # rounding makes the two triangles differ
 
 
@@ -201,7 +206,7 @@ def _factors(sweep: Sweep, i: int, name: str) -> LayerGradients:
         as_matrix = Tensor.detach if uses[0].transposed else Tensor.t
     weight = as_matrix(parameter)  # [w, d]
     n, c, w = sweep.output.shape[0], sweep.outputs, weight.shape[0]
-    parts = []
+    parts, factors = [], []
     for use, factor in zip(uses, sweep.factors[i], strict=True):
         data = sweep.sites.get(use.site)
         if data is not None:  # else no output depends on this use
@@ -211,11 +216,15 @@ def _factors(sweep: Sweep, i: int, name: str) -> LayerGradients:
                     f"model: there is no AGOP of {name}: its sensitivities are not laid out as samples, channels and "
                     "positions; leave it out with params=[...]"
                 )
-            parts.append(part * factor if factor != 1.0 else part)
+            parts.append(part)
+            factors.append(factor)
     if not parts:
-        parts.append(weight.new_zeros((n, c, 1, w)))
+        parts, factors = [weight.new_zeros((n, c, 1, w))], [1.0]
+    if len(set(factors)) > 1:
+        parts = [part * factor for part, factor in zip(parts, factors, strict=True)]
+        factors = [1.0]
     b = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    return LayerGradients(weight, b, as_matrix, _formed(sweep, uses))
+    return LayerGradients(weight, b, factors[0], as_matrix, _formed(sweep, uses))
 
 
 def _formed(sweep: Sweep, uses: list[Use]) -> Tensor | None:
