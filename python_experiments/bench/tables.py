@@ -113,7 +113,7 @@ class Measured:
     """What the latest run of each job has measured on one processor, with one thread and its best instruction set.
 
     Attributes:
-        by_level: instruction set -> job -> implementation -> its line.
+        by_place: (processor, instruction set) -> job -> implementation -> its line, this processor's first.
         by_job: job -> implementation -> its line, of the best instruction set.
         where: processor and versions, for a reader.
         elsewhere: the same as `by_job` for jobs that only other processors or instruction sets have measured.
@@ -131,16 +131,19 @@ class Measured:
         if not found:
             raise ValueError("lines: expected some of one thread, there are none")
         cpu = max(found, key=lambda name: max(map(len, found[name].values())))
-        self.by_level = found[cpu]
-        level = next(level for level in _LEVELS if level in self.by_level)
-        self.by_job = self.by_level[level]
+        self.by_place = {
+            (name, level): found[name][level]
+            for name in sorted(found, key=lambda name: (name != cpu, name))
+            for level in _LEVELS
+            if level in found[name]
+        }
+        self.by_job = next(iter(self.by_place.values()))
         self.where = _where(self.by_job)
         self.elsewhere: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for levels in found.values():
-            for each in sorted(levels, key=_LEVELS.index):
-                for job, measured in levels[each].items():
-                    if job not in self.by_job and OURS in measured:
-                        self.elsewhere.setdefault(job, measured)
+        for jobs in self.by_place.values():
+            for job, measured in jobs.items():
+                if job not in self.by_job and OURS in measured:
+                    self.elsewhere.setdefault(job, measured)
 
     def of(self, job: Job) -> Mapping[str, Mapping[str, Any]]:
         """Implementation -> line of a job, from elsewhere where the processor of this table has not measured it."""
@@ -229,12 +232,19 @@ def standing_table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def levels_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Ratio to the baseline of each job that was measured with more than one instruction set of our kernels."""
+    """Ratio to the baseline of each job that was measured on several processors or with several instruction sets.
+
+    Columns of other processors say when the last of their lines was measured: the code may have changed since.
+    """
     measured = Measured(lines)
-    levels = [level for level in _LEVELS if level in measured.by_level]
-    rows = [["job", *levels], ["---", *["---:"] * len(levels)]]
+    here = next(iter(measured.by_place))[0]
+    heads = []
+    for (cpu, level), jobs in measured.by_place.items():
+        last = max(line["time"][:10] for job in jobs.values() for line in job.values())
+        heads.append(level if cpu == here else f"{cpu}, {level}, {last}")
+    rows = [["job", *heads], ["---", *["---:"] * len(heads)]]
     for job in _tabled():
-        found = [measured.by_level[level].get(job.name, {}).get(OURS) for level in levels]
+        found = [jobs.get(job.name, {}).get(OURS) for jobs in measured.by_place.values()]
         if sum(line is not None for line in found) > 1:
             rows.append([f"`{job.name}`", *("" if line is None else _ratio(line["ratio"]) for line in found)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"

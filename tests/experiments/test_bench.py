@@ -317,14 +317,16 @@ def test_performance_table_has_goals_losses_and_what_was_not_measured() -> None:
         tables.performance_table([{**stored[0], "threads": 2}])
 
 
-def test_levels_table_has_jobs_of_more_than_one_instruction_set() -> None:
+def test_levels_table_has_jobs_of_more_than_one_processor_or_instruction_set() -> None:
     stored = [
+        measurement("gram-128", "catapult_ext", 0.3, cpu="Another", time="2026-11-27T01:00"),
         measurement("gram-128", "catapult_ext", 0.5),
         measurement("gram-128", "catapult_ext", 0.75, simd="avx2"),
         measurement("agop-100", "catapult_ext", 0.5),
     ]
     assert tables.levels_table(stored) == (
-        "| job | avx512 | avx2 |\n| --- | ---: | ---: |\n| `gram-128` | 0.5 | 0.75 |\n"
+        "| job | avx512 | avx2 | Another, avx512, 2026-11-27 |\n| --- | ---: | ---: | ---: |\n"
+        "| `gram-128` | 0.5 | 0.75 | 0.3 |\n"
     )
 
 
