@@ -102,7 +102,7 @@ def ntk_gram(
         accumulate: add to `out` (whose lower triangle is read) instead of overwriting it.
 
     Returns:
-        [n c, n c], exactly symmetric. float32 sums are promoted to float64 at least every 1024 columns:
+        [n c, n c], exactly symmetric. float32 sums are promoted to float64 at least every 2048 columns:
         |dK_ij| <= 2e-6 sqrt(K_ii K_jj) in float32, 1e-13 in float64. On the CPU the result does not depend on
         the thread count. n^2 (sum m_l + c^2 sum w_l) FLOP, no memory beyond the result.
 
