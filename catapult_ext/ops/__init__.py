@@ -51,12 +51,17 @@ def _rows(b: Sequence[Tensor], name: str) -> int:
     return b[0].shape[0] * (b[0].shape[1] if b[0].dim() == 3 else 1)
 
 
-def _direct(kernel: Tensor) -> bool:
+def _direct(tensor: Tensor, *others: Tensor) -> bool:
     """Whether the dispatcher, which costs more than a small Gram matrix or its norm, may be skipped.
 
-    It may for plain CPU tensors while no graph is being traced; that no gradient could be recorded is the caller's.
+    It may for plain CPU tensors while no graph is being traced and no gradient could be recorded.
     """
-    return type(kernel) is Tensor and kernel.is_cpu and not torch.compiler.is_compiling()
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (tensor, *others)))
+    )
 
 
 def ntk_gram_(
@@ -74,7 +79,7 @@ def ntk_gram_(
     Raises:
         ValueError, TypeError, NonFinite: as `ntk_gram`.
     """
-    if not torch.is_grad_enabled() and _direct(kernel):
+    if _direct(kernel, *a, *b):
         cpu.ntk_gram_(kernel, a, b, scale, beta, accumulate)
     else:
         torch.ops.catapult.ntk_gram_.default(kernel, a, b, scale, beta, accumulate)
@@ -378,7 +383,7 @@ def topk_eigh(
         values [..., k] descending, vectors [..., n, k] orthonormal, residuals [..., k] ||K v - lambda v||.
     """
     tol = default_tolerance(kernel.dtype) if tol is None else tol
-    if not torch.is_grad_enabled() and _direct(kernel) and (start is None or _direct(start)):
+    if _direct(kernel) and (start is None or _direct(start)):
         return cpu.topk_eigh(kernel, k, start, tol)
     return torch.ops.catapult.topk_eigh.default(kernel, k, start, tol)
 
@@ -389,7 +394,7 @@ def spectral_norm(kernel: Tensor, *, tol: float | None = None) -> Tensor:
     `tol` bounds the relative error; None: 1e-6 (float32), 1e-12 (float64).
     """
     tol = default_tolerance(kernel.dtype) if tol is None else tol
-    if not kernel.requires_grad and _direct(kernel):
+    if _direct(kernel):
         return cpu.spectral_norm(kernel, tol)
     return torch.ops.catapult.spectral_norm.default(kernel, tol)
 
@@ -452,6 +457,6 @@ def chain_sgd_(
         x, y, batch_index, batch_sizes, rates, observed, loss_limit,
         default_tolerance(x.dtype) if tol is None else tol,
     )  # fmt: skip
-    if not torch.is_grad_enabled() and _direct(x):
+    if _direct(x, y, *arguments[0], *arguments[1]):
         return cpu.chain_sgd_(*arguments)
     return torch.ops.catapult.chain_sgd_.default(*arguments)

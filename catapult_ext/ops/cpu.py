@@ -67,6 +67,7 @@ def ntk_gram_(
     """CPU kernel of `catapult::ntk_gram_`, without the dispatcher."""
     n, c = _checks.ntk_gram(kernel, a, b, scale, beta)
     fields, _copies = _gram_terms(a, b)
+    increment_version(kernel)
     if not _C.ntk_gram(
         _DTYPE_CODES[kernel.dtype], n, c, fields, scale, beta, kernel.data_ptr(), n * c, accumulate,
         torch.get_num_threads(),
@@ -87,6 +88,7 @@ def _ntk_gram_cross_(
     n, m, c = _checks.ntk_gram_cross(kernel, xa, xb, za, zb, scale, beta)
     x_fields, _x_copies = _gram_terms(xa, xb)
     z_fields, _z_copies = _gram_terms(za, zb)
+    increment_version(kernel)
     if not _C.ntk_gram_cross(
         _DTYPE_CODES[kernel.dtype], n, m, c, x_fields, z_fields, scale, beta, kernel.data_ptr(), m * c,
         accumulate, torch.get_num_threads(),
@@ -104,6 +106,7 @@ def _accumulate(
     tile = _unit_stride(tile)
     if weight is not None:
         weight = _unit_stride(weight)
+    increment_version([kernel] if grad is None else [kernel, grad])
     if not _C.jacobian_accumulate(
         _DTYPE_CODES[kernel.dtype],
         tile.shape[0],
@@ -233,6 +236,7 @@ def _agop_reduce_(agop: Tensor, g: Tensor, scale: float) -> None:
     _checks.agop_reduce(agop, g)
     g = _unit_stride(g)
     rows, d = g.shape
+    increment_version(agop)
     if not _C.agop_reduce(
         _DTYPE_CODES[g.dtype], rows, d, g.data_ptr(), g.stride(0), scale, agop.data_ptr(), d,
         torch.get_num_threads(),

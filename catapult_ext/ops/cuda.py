@@ -172,6 +172,7 @@ def _ntk_gram_(
     arguments = (
         _DTYPE_CODES[kernel.dtype], True, n, n, c, layers, kernel.data_ptr(), n * c, accumulate, _version("ntk_gram"),
     )  # fmt: skip
+    increment_version(kernel)
     _launch("ntk_gram", kernel.device, arguments)
 
 
@@ -193,6 +194,7 @@ def _ntk_gram_cross_(
     arguments = (
         _DTYPE_CODES[kernel.dtype], False, n, m, c, layers, kernel.data_ptr(), m * c, accumulate, _version("ntk_gram"),
     )  # fmt: skip
+    increment_version(kernel)
     _launch("ntk_gram", kernel.device, arguments)
 
 
@@ -217,6 +219,7 @@ def _jacobian_accumulate_tile_(
         code, rows, columns, *_matrix(tile), kernel.data_ptr(), rows, *_weight(weight), _address(grad),
         _version("ntk_gram"),
     )  # fmt: skip
+    increment_version([kernel] if grad is None else [kernel, grad])
     _launch("jacobian_tile", kernel.device, arguments)
 
 
@@ -239,6 +242,7 @@ def _sweep(
         b.stride(), scale, kernel.data_ptr(), kernel.shape[1], *_weight(weight), _address(grad), tile_bytes,
         _version("jacobian_conv2d"),
     )  # fmt: skip
+    increment_version([kernel] if grad is None else [kernel, grad])
     _launch("jacobian_conv2d", kernel.device, arguments)
 
 
@@ -287,6 +291,7 @@ def _agop_reduce_(agop: Tensor, g: Tensor, scale: float) -> None:
     rows, d = g.shape
     code = _DTYPE_CODES[g.dtype]
     arguments = (code, rows, d, *_matrix(g), scale, agop.data_ptr(), d, _version("ntk_gram"))
+    increment_version(agop)
     _launch("agop_reduce", g.device, arguments)
 
 

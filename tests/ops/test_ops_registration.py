@@ -92,6 +92,31 @@ def test_opcheck(name):
         assert set(results.values()) == {"SUCCESS"}, results
 
 
+IN_PLACE = [name for name in NAMES if "!" in _schema.OPS[name]]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_autograd_sees_what_is_written(name, grad):
+    for args in samples(name):
+        written = tensors(args)
+        before, versions = [t.clone() for t in written], [t._version for t in written]
+        with torch.set_grad_enabled(grad):
+            overload(name)(*args)
+        changed = [not torch.equal(t, old) for t, old in zip(written, before, strict=True)]
+        assert any(changed)
+        assert [t._version > old for t, old in zip(written, versions, strict=True)] == changed
+
+
+def test_autograd_sees_what_is_written_without_the_dispatcher():
+    a, b = torch.randn(5, 3), torch.randn(5, 4)
+    kernel, factor = torch.zeros(5, 5), torch.ones(5, 5, requires_grad=True)
+    product = (kernel * factor).sum()
+    ops.ntk_gram([a], [b], out=kernel)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_compiles_without_a_graph_break(name):
     op = overload(name)
