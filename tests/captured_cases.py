@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import catapult_ext as cx
 
@@ -107,13 +112,13 @@ def close(found: Tensor, expected: Tensor, size: Tensor | None = None) -> None:
     assert error <= BOUND[expected.dtype] * float(size.detach().double().norm())
 
 
-def compare_pass(step: cx.CapturedStep, seen: cx.Observation) -> None:
+def compare_pass(step: cx.CapturedStep | cx.Observation, seen: cx.Observation) -> None:
     """What a replay found in the forward and the backward, beside an Observation."""
     for name in ("prediction", "residual", "loss", "kernel"):
         close(getattr(step, name), getattr(seen, name))
 
 
-def compare_spectrum(step: cx.CapturedStep, seen: cx.Observation) -> None:
+def compare_spectrum(step: cx.CapturedStep | cx.Observation, seen: cx.Observation) -> None:
     """What follows from the eigenpairs."""
     close(step.eigen.values, seen.eigen.values)
     close(step.critical_lr, seen.critical_lr)
@@ -127,3 +132,101 @@ def compare_models(model: nn.Module, other: nn.Module) -> None:
         (*model.parameters(), *model.buffers()), (*other.parameters(), *other.buffers()), strict=True
     ):
         close(own, theirs)
+
+
+def compare_captured(model: nn.Module, *, kernel: bool) -> None:
+    """Three steps of an Observer whose passes are captured beside one without; all that was made outlives replays."""
+    eager = copy.deepcopy(model)
+    observer, other = (cx.Observer(m, k=K, kernel=kernel, captured=m is model) for m in (model, eager))
+    made = []
+    for seed, lr in enumerate((0.05, 0.01, 0.02)):
+        x, y = data(model, seed)
+        seen, expected = observer(x, y), other(x, y)
+        made.append((seen, expected, seen.gradients(), expected.gradients()))
+        seen.step_(lr)
+        expected.step_(lr)
+        compare_models(model, eager)
+    for seen, expected, gradients, others in made:
+        assert gradients.keys() == others.keys()
+        whole = torch.cat([g.flatten() for g in others.values()])
+        for name, gradient in gradients.items():
+            close(gradient, others[name], whole)
+        assert [row.route for row in seen.layer_report] == [row.route for row in expected.layer_report]
+        close(seen.residual, expected.residual)
+        close(seen.loss, expected.loss)
+        if kernel:
+            compare_pass(seen, expected)
+            compare_spectrum(seen, expected)
+        else:
+            assert seen.kernel is None
+    seen.check()
+
+
+class HostGraph:
+    """Runs again what was recorded, into the memory of the first results."""
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+    rehearse = run
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        self.function, self.results = function, function()
+        return self.results
+
+    def replay(self) -> None:
+        for own, new in zip(tree_leaves(self.results), tree_leaves(self.function()), strict=True):
+            if own is not None:
+                own.copy_(new)
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        yield
+
+    def join(self) -> None:
+        pass
+
+
+class OneMemory(HostGraph):
+    """For captured passes: the tensors of the capture get new values, and everything else stays what it was then."""
+
+    made = 0  #: how many there have been
+
+    def __init__(self) -> None:
+        OneMemory.made += 1
+
+    def replay(self) -> None:
+        """Run again, into the same memory, as no version counter sees it."""
+        captured = self.function.__self__  # type: ignore[attr-defined]
+        fixed = [*(p for _, p in captured._state.every), *(b for _, _, b in captured._state.buffers)]
+        fixed += [captured.x, captured.y, *(plan.unit for plan in captured._observer._plans.values())]
+        storages = {t.untyped_storage().data_ptr() for t in fixed if t is not None}
+        for own, new in zip(_tensors_of(self.results), _tensors_of(self.function()), strict=True):
+            if own.untyped_storage().data_ptr() not in storages:
+                for dim, stride in enumerate(own.stride()):
+                    if stride == 0:  # expanded
+                        own, new = own.narrow(dim, 0, 1), new.narrow(dim, 0, 1)
+                own.data.copy_(new)
+
+
+def without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Observers on the CPU capture their passes, in `OneMemory`."""
+    module = sys.modules["catapult_ext.observe.observer"]  # `cx.observe` is the function
+    monkeypatch.setattr(module, "CudaGraph", lambda device: OneMemory())
+    monkeypatch.setattr(cx.Observer, "_need_cuda", lambda self, what: None)
+    monkeypatch.setattr(OneMemory, "made", 0)
+
+
+def _tensors_of(results: dict[str, Any]) -> Iterator[Tensor]:
+    made = results["made"]
+    yield from (made.prediction, made.residual, made.squares, *made.swept.values(), *results["buffers"])
+    if made.kernel is not None:
+        yield made.kernel
+    if made.sweep is not None:
+        yield from made.sweep.layer_inputs.values()
+        if made.sweep.input_gradients is not None:
+            yield made.sweep.input_gradients
+        for data in made.sweep.sites.values():
+            yield data.sensitivities
+            if data.features is not None:
+                yield from data.features if isinstance(data.features, tuple) else (data.features,)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from catapult_ext import ops
 from catapult_ext.eigen import TopEigh, rate_at_norm, top_eigh
-from catapult_ext.errors import NonFinite, UnsupportedModule
-from catapult_ext.graph.certify import relative_tolerance
+from catapult_ext.errors import NonFinite
 from catapult_ext.losses import decompose_loss
-from catapult_ext.observe.cuda_graph import CudaGraph, WithoutHost
-from catapult_ext.observe.inputs import Inputs, check_inputs, copies, describe, signature, tensors
+from catapult_ext.observe.capture import Capture, fingerprint, restore
+from catapult_ext.observe.cuda_graph import CudaGraph
+from catapult_ext.observe.inputs import Inputs
 from catapult_ext.observe.observation import Observation
-from catapult_ext.observe.outputs import check_target
 
 if TYPE_CHECKING:
     from catapult_ext.observe.observer import Observer
@@ -29,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CapturedStep"]
 
 
-class CapturedStep:
+class CapturedStep(Capture):
     """A gradient step and its observation, captured once and replayed by each call: see `Observer.capture`.
 
     All tensors below are the graph's own. A replay fills them anew, allocates nothing, and the host waits for none of
@@ -83,34 +79,21 @@ class CapturedStep:
             overlap: see `Observer.capture`.
             graph: captures and replays.
         """
-        if observer._verify == "always":
-            raise ValueError("capture: expected an Observer without verify='always': no replay is certified")
-        for name, expected in (("kernel", True), ("hessian", False), ("max_bytes", None)):
+        for name, expected in (("kernel", True), ("hessian", False)):
             got = getattr(observer, f"_{name}")
             if got != expected:
                 raise ValueError(f"capture: expected an Observer with {name}={expected}, got {got}")
-        check_inputs(x, observer._state.device)
-        # Plans of its own: certified on this x, and alive as long as the graph that reads their tensors.
-        observer = copy.copy(observer)
-        observer._plans, observer._verify = {}, "never"
-        self._observer, self._state, self._graph = observer, observer._state, graph
-        self._modules = list(self._state.model.modules())
-        self._here = self._fingerprint()
-        self.x = copies(x)
-        self.lr = torch.empty((), dtype=self._state.dtype, device=self._state.device)
+        state = observer._state
+        self.lr = torch.empty((), dtype=state.dtype, device=state.device)
         self._set_rate(lr)
-        self._wrong = torch.zeros((), dtype=torch.bool, device=self._state.device)
-        with torch.enable_grad():
-            first = graph.run(lambda: self._certified(y))
-        first.check()
-        self._check_plan()
+        self._wrong = torch.zeros((), dtype=torch.bool, device=state.device)
+        first = self._prepare(observer, x, y, graph)
         assert first.kernel is not None
-        self.y = check_target(y, first.prediction).detach().clone()
         self._start = first.eigen.vectors.clone()
         # K and r of the replay before, whose spectrum is found beside a whole step.
         self._last = (first.kernel, first.residual) if overlap else None
         del first  # and with it the features and sensitivities of a pass
-        with self._undone() as before:
+        with self._undone(parameters=True) as before:
             self._capture(before)
         self._written = [*self._state.parameters, *(buffer for _, _, buffer in self._state.buffers)]
         self._written += [leaf for leaf in tree_leaves(self._results) if leaf is not None]
@@ -118,78 +101,26 @@ class CapturedStep:
 
     # ---- capture
 
-    def _certified(self, y: Tensor) -> Observation:
-        """A pass of the Observer: raises what it refuses, and certifies the plan."""
-        seen = self._observer(self.x, y)
-        _ = seen.eigen
-        with self._state.untouched(), WithoutHost():
-            self._state.forward(self.x)
-        return seen
-
-    def _check_plan(self) -> None:
-        """Whether later passes need no look at the data."""
-        plans = list(self._observer._plans.values())
-        if len(plans) > 1:
-            raise UnsupportedModule(
-                "model: its graph differs from call to call; observe it without capture()"
-            )
-        maps = [site.row_map for site in plans[0].sites]
-        if plans[0].data_dependent or any(each is not None and each.kind == "permuted" for each in maps):
-            raise UnsupportedModule(
-                "model: which of its rows belongs to which sample may depend on values (index, gather, sort, maximum, "
-                "permutation), so that its passes have to be certified on the host; observe it without capture()"
-            )
-        if not plans[0].certified:
-            raise UnsupportedModule(
-                "model: too few samples reach some layer (dead units?) to settle which rows are theirs, which each "
-                "pass then has to look at; capture it with another x, or observe it without capture()"
-            )
-
-    @contextmanager
-    def _undone(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """What is done to parameters and buffers inside is undone; gives (tensor, its value before)."""
-        state = self._state
-        held = [*(p.detach() for _, p in state.every), *(buffer for _, _, buffer in state.buffers)]
-        before = [(tensor, tensor.clone()) for tensor in held]
-        try:
-            yield before
-        finally:
-            for module, name, buffer in state.buffers:
-                module._buffers[name] = buffer
-            self._restore(before)
-
     def _capture(self, before: list[tuple[Tensor, Tensor]]) -> None:
         """Make the step, capture it, replay it, and compare."""
         made = self._graph.rehearse(self._step)
-        for module, name, buffer in self._state.buffers:
-            if module._buffers[name] is not buffer:
-                raise UnsupportedModule(
-                    f"model: its forward assigns a new tensor to the buffer {name}, and a replay writes to the memory "
-                    "of the capture only; write to the buffer in place, or observe without capture()"
-                )
+        self._check_buffers()
         if not all(bool(parameter.isfinite().all()) for parameter in self._state.parameters):
             raise NonFinite(f"lr: a step at {self.lr.item()} leaves parameters that are not finite")
         after = [tensor.clone() for tensor, _ in before]
-        self._restore(before)
+        restore(before)
         self._results = self._graph.record(self._step)
         self._check_plan()
-        self._restore(before)
+        restore(before)
         self._graph.replay()
         for name, value in self._results.items():
             setattr(self, name, value)
-        same = all(_agree(getattr(self, name), made[name]) for name in ("residual", "kernel"))
-        for (tensor, value), expected in zip(before, after, strict=True):
-            same = same and _agree(tensor, expected, value)
-        if not same:
-            raise UnsupportedModule(
-                "model: a replay of its step gives something else than the step itself, so that its forward depends on "
-                "more than parameters, buffers and x (a counter, random numbers?); observe it without capture()"
-            )
-
-    @staticmethod
-    def _restore(before: list[tuple[Tensor, Tensor]]) -> None:
-        for tensor, value in before:
-            tensor.copy_(value)
+        self._check_replay(
+            [
+                *((getattr(self, name), made[name], None) for name in ("residual", "kernel")),
+                *((tensor, new, old) for (tensor, old), new in zip(before, after, strict=True)),
+            ]
+        )
 
     def _step(self) -> dict[str, Any]:
         """What is captured: the pass, its spectrum on a branch, and the update."""
@@ -199,7 +130,7 @@ class CapturedStep:
             with graph.branch():
                 spectrum = self._spectrum(*self._last)
         with torch.enable_grad():
-            parts = observer._with_kernel(self.x, self.y)
+            parts = observer._parts(observer._made(self.x, self.y))
         # A step keeps what the forward made of the buffers: there is nothing to commit.
         seen = Observation(
             state=self._state, k=observer._k, buffers=[], start=None, on_eigen=observer._remember, **parts
@@ -250,22 +181,12 @@ class CapturedStep:
             TypeError, ValueError: an argument that does not fit what was captured, or a model whose parameters or
                 buffers are no longer where they were, or are in another mode.
         """
-        if self._fingerprint() != self._here:
+        if fingerprint(self._state, self._modules) != self._here:
             raise ValueError(
                 "model: its parameters, buffers or modes are not those of the capture any more (moved, replaced, "
                 "frozen, train() or eval()?); capture it again"
             )
-        if x is not None:
-            check_inputs(x, self._state.device)
-            if signature(x) != signature(self.x):
-                raise ValueError(
-                    f"x: expected {len(tensors(self.x)[0])} samples of {describe(self.x)} as captured, got "
-                    f"{len(tensors(x)[0])} of {describe(x)}"
-                )
-            for own, given in zip(tensors(self.x), tensors(x), strict=True):
-                own.copy_(given)
-        if y is not None:
-            self.y.copy_(check_target(y, self.prediction))
+        self._write(x, y)
         if lr is not None:
             self._set_rate(lr)
         self._graph.replay()
@@ -284,18 +205,6 @@ class CapturedStep:
             raise ValueError(f"lr: expected a finite number, or a 0-dim tensor, got {lr!r}")
         else:
             self.lr.fill_(lr)
-
-    def _fingerprint(self) -> tuple[Any, ...]:
-        """Where the graph reads and writes, and what it was captured for."""
-        state = self._state
-        return (
-            [(p.data_ptr(), p.requires_grad) for _, p in state.every],
-            [
-                module._buffers.get(name) is buffer and buffer.data_ptr()
-                for module, name, buffer in state.buffers
-            ],
-            [module.training for module in self._modules],
-        )
 
     def check(self) -> None:
         """Raise what the replays since the last call have noted on the device; waits for it.
@@ -327,17 +236,3 @@ class CapturedStep:
         return dict(
             zip((*names, *(f"lambda_{i + 1}" for i in range(len(values) - len(names)))), values, strict=True)
         )
-
-
-def _agree(found: Tensor, expected: Tensor, before: Tensor | None = None) -> bool:
-    """Whether two tensors are equal up to rounding, relative to their size, or to the change from `before`."""
-    if torch.allclose(found, expected, rtol=0.0, atol=0.0, equal_nan=True):  # masks with -inf among them
-        return True
-    if not expected.is_floating_point():
-        return False
-    size, rounding = float(expected.double().norm()), 0.0
-    if before is not None:
-        rounding = 4.0 * torch.finfo(expected.dtype).eps * size
-        size = float((expected.double() - before).norm())
-    error = float((found.double() - expected).norm())
-    return error <= relative_tolerance(expected.dtype) * size + rounding

@@ -21,6 +21,10 @@ from catapult_ext.outer_products import average, check_conventions
 __all__ = ["LayerReport", "Observation"]
 
 
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True, slots=True)
 class LayerReport:
     """How one parameter's part of the kernel was computed.
@@ -75,12 +79,18 @@ class Observation:
         start: Tensor | None,
         on_eigen: Callable[[TopEigh], None],
         find_hessian: Callable[[Tensor | None, LossGradient], TopEigh] | None = None,
+        memory: Tensor | None = None,
     ) -> None:
-        self.prediction = prediction
-        self.residual = residual
-        self._squares = squares
-        self.kernel = kernel
-        self.input_gradients = None if input_gradients is None else input_gradients.detach().flatten(2)
+        # Memory of a captured pass is overwritten by its next replay: what is handed out is a copy then.
+        own = torch.clone if memory is not None else _itself
+        self.prediction = own(prediction)
+        self.residual = own(residual)
+        self._squares = own(squares)
+        self.kernel = None if kernel is None else own(kernel)
+        self.input_gradients = None if input_gradients is None else own(input_gradients.detach().flatten(2))
+        self._own = own
+        self._memory = memory
+        self._memory_version = 0 if memory is None else memory._version
         self._find_layers = layers
         self._layers: dict[str, LayerGradients] | None = None
         self._agop: Tensor | None = None
@@ -240,7 +250,9 @@ class Observation:
         """
         layers, n = self._need_layers("layer_gradients()"), self.residual.shape[0]
         with torch.no_grad():
-            return {name: layer.gradients().unflatten(0, (n, -1)) for name, layer in layers.items()}
+            return {
+                name: self._own(layer.gradients()).unflatten(0, (n, -1)) for name, layer in layers.items()
+            }
 
     def layer_agop(
         self,
@@ -272,9 +284,10 @@ class Observation:
         scale = 1.0 / self.residual.shape[0] if reduction == "mean" else 1.0
         with torch.no_grad():
             if factored:
-                return factors(
+                found = factors(
                     layers, scale=scale, positions=positions, center=center, power=power, normalize=normalize
                 )
+                return {name: self._own(factor) for name, factor in found.items()}
             means = {name: each.sensitivities.mean(0) for name, each in layers.items()} if center else None
             add_outer_products(
                 total,
@@ -345,7 +358,7 @@ class Observation:
         """Gradient of the loss by parameter name; zeros where the output does not depend on the parameter."""
         self._check_current("gradients()")
         return {
-            name: self._gradient.dense(i) if i in self._gradient else torch.zeros_like(parameter)
+            name: self._own(self._gradient.dense(i)) if i in self._gradient else torch.zeros_like(parameter)
             for i, (name, parameter) in enumerate(zip(self._state.names, self._state.parameters, strict=True))
         }
 
@@ -360,7 +373,7 @@ class Observation:
         """
         self._check_current("assign_grads_()")
         for i, parameter in enumerate(self._state.parameters):
-            parameter.grad = self._gradient.dense(i).detach() if i in self._gradient else None
+            parameter.grad = self._own(self._gradient.dense(i)).detach() if i in self._gradient else None
         self._commit()
 
     def step_(self, lr: float) -> None:
@@ -386,6 +399,11 @@ class Observation:
         for parameter, version in zip(self._state.parameters, self._versions, strict=True):
             if parameter._version != version:
                 raise ValueError(f"{what}: the parameters have changed since the observation; observe again")
+        if self._memory is not None and self._memory._version != self._memory_version:
+            raise ValueError(
+                f"{what}: a later pass has overwritten the captured one's features and sensitivities; call it before "
+                "the next pass, or observe with captured=False"
+            )
 
     def _commit(self) -> None:
         if self._buffers and not self._committed:

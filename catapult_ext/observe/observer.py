@@ -12,6 +12,8 @@ from catapult_ext import ops
 from catapult_ext.eigen import TopEigh
 from catapult_ext.graph.plan import Plan, Route
 from catapult_ext.observe.assemble import Assembler
+from catapult_ext.observe.capture import fingerprint
+from catapult_ext.observe.captured_pass import CapturedPass
 from catapult_ext.observe.captured_step import CapturedStep
 from catapult_ext.observe.cuda_graph import CudaGraph
 from catapult_ext.observe.hessian import STEP_TOLERANCE, LossHessian
@@ -21,12 +23,14 @@ from catapult_ext.observe.loss_gradient import LossGradient
 from catapult_ext.observe.model_state import ModelState
 from catapult_ext.observe.observation import LayerReport, Observation
 from catapult_ext.observe.outputs import check_target, outputs_2d
+from catapult_ext.observe.pass_result import PassResult
 from catapult_ext.observe.sweep import Sweep, arriving
 from catapult_ext.stream.job import check_max_bytes, tile_bytes_within
 
 __all__ = ["Observer", "observe"]
 
 _VERIFY = ("first", "always", "never")
+_CAPTURES = 4  # forms of x whose captured passes are kept
 
 
 class Observer:
@@ -50,6 +54,7 @@ class Observer:
         hessian: bool = False,
         verify: str = "first",
         max_bytes: int | None = None,
+        captured: bool = False,
     ) -> None:
         """Prepare to observe.
 
@@ -68,6 +73,10 @@ class Observer:
                 again after the first use, which has to find out which rows belong to which sample.
             max_bytes: bound of all memory that an observation takes beyond what there was before it (:doc:`/memory`);
                 what is read from it afterwards (eigenpairs, gradients, Hessian) comes on top. It needs the kernel.
+            captured: on CUDA, capture the pass of each form of x in a CUDA graph at its first use, and replay it from
+                then on: one launch, where the host otherwise takes longer than the device. An observation's gradient,
+                step and layers are there up to the next pass only. The four forms used last keep their memory. What
+                cannot be captured is said by `capture`, which takes the update into the graph as well.
 
         Raises:
             TypeError, ValueError: an argument that does not fit.
@@ -93,6 +102,17 @@ class Observer:
         self._max_bytes = max_bytes
         self._plans: dict[Any, Plan] = {}
         self._tile_bytes: dict[Any, int] = {}
+        self._captured: dict[Any, CapturedPass] | None = None
+        if captured:
+            self._need_cuda("captured")
+            for name, value, fits in (
+                ("verify", verify, verify != "always"),
+                ("max_bytes", max_bytes, max_bytes is None),
+            ):
+                if not fits:
+                    raise ValueError(f"captured: expected False with {name}={value!r}, got True")
+            self._captured = {}
+        self._modules = list(model.modules())
         self._start: Tensor | None = None
         self._hessian_start: Tensor | None = None
 
@@ -113,8 +133,14 @@ class Observer:
             NonFinite: the output, or the kernel, is not finite.
         """
         (check_input if self._agop else check_inputs)(x, self._state.device)
-        with self._state.untouched() as buffers:
-            parts = self._with_kernel(x, y) if self._kernel else self._without_kernel(x, y)
+        memory = None
+        if self._captured is None:
+            with self._state.untouched() as buffers:
+                made = self._made(x, y)
+        else:
+            replay = self._captured_pass(self._captured, x, y)
+            made, buffers = replay(x, y)
+            memory = replay.memory
         return Observation(
             state=self._state,
             k=self._k,
@@ -122,8 +148,18 @@ class Observer:
             start=self._start,
             on_eigen=self._remember,
             find_hessian=self._hessian_finder(x, y) if self._hessian else None,
-            **parts,
+            memory=memory,
+            **self._parts(made),
         )
+
+    def _captured_pass(self, known: dict[Any, CapturedPass], x: Inputs, y: Tensor) -> CapturedPass:
+        """The capture for samples of this form and the model as it is, made at its first use."""
+        key = signature(x), fingerprint(self._state, self._modules)
+        found = known.pop(key, None) or CapturedPass(self, x, y, graph=CudaGraph(self._state.device))
+        known[key] = found  # the last one is the one used last
+        if len(known) > _CAPTURES:
+            del known[next(iter(known))]
+        return found
 
     def capture(self, x: Inputs, y: Tensor, lr: float, *, overlap: bool = False) -> CapturedStep:
         """Capture the pass and the gradient step behind it in one CUDA graph, to be replayed step after step.
@@ -161,12 +197,14 @@ class Observer:
 
         Cost: about ten steps, and copies of parameters and buffers while it captures.
         """
-        device = self._state.device
-        if device.type != "cuda":
+        self._need_cuda("capture()")
+        return CapturedStep(self, x, y, lr, overlap=overlap, graph=CudaGraph(self._state.device))
+
+    def _need_cuda(self, what: str) -> None:
+        if self._state.device.type != "cuda":
             raise ValueError(
-                f"model: expected a model on a CUDA device to capture its step, got one on {device}"
+                f"model: expected a model on a CUDA device for {what}, got one on {self._state.device}"
             )
-        return CapturedStep(self, x, y, lr, overlap=overlap, graph=CudaGraph(device))
 
     def _remember(self, eigen: TopEigh) -> None:
         self._start = eigen.vectors
@@ -190,8 +228,10 @@ class Observer:
 
         return find
 
-    def _with_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
-        state = self._state
+    def _made(self, x: Inputs, y: Tensor) -> PassResult:
+        return self._with_kernel(x, y) if self._kernel else self._without_kernel(x, y)
+
+    def _with_kernel(self, x: Inputs, y: Tensor) -> PassResult:
         tile_bytes = None if self._max_bytes is None else self._tiles_within(x, self._max_bytes)
         sweep = self._sweep(x)
         with torch.no_grad():
@@ -199,25 +239,21 @@ class Observer:
             residual, squares = ops.residual(prediction, check_target(y, prediction))
             assembler = Assembler(sweep, residual, tile_bytes=tile_bytes)
             kernel = assembler.build_kernel()
-        uses = {
-            i: [
-                (use, factor, sweep.sites[use.site])
-                for use, factor in zip(sweep.plan.uses[i], sweep.factors[i], strict=True)
-                if use.site in sweep.sites
-            ]
-            for i in sweep.plan.layout.ruled
-            if i not in assembler.swept
-        }
         sweep.output = prediction  # lets go of the graph; features and sensitivities stay
+        return PassResult(prediction, residual, squares, assembler.swept, kernel, sweep, assembler)
+
+    def _parts(self, made: PassResult) -> dict[str, Any]:
+        """Of an Observation, by the names of its arguments."""
+        state, sweep, assembler = self._state, made.sweep, made.assembler
         return {
-            "prediction": prediction,
-            "residual": residual,
-            "squares": squares,
-            "kernel": kernel,
-            "input_gradients": sweep.input_gradients,
-            "layers": self._layer_finder(sweep),
-            "gradient": LossGradient(state, assembler.swept, uses, residual),
-            "report": lambda: _report(state, assembler),
+            "prediction": made.prediction,
+            "residual": made.residual,
+            "squares": made.squares,
+            "kernel": made.kernel,
+            "input_gradients": None if sweep is None else sweep.input_gradients,
+            "layers": None if sweep is None else self._layer_finder(sweep),
+            "gradient": made.gradient(state),
+            "report": lambda: _no_report(state) if assembler is None else _report(state, assembler),
         }
 
     def _sweep(self, x: Inputs, keep_graph: bool = False) -> Sweep:
@@ -253,12 +289,11 @@ class Observer:
             )
         return self._tile_bytes[key]
 
-    def _without_kernel(self, x: Inputs, y: Tensor) -> dict[str, Any]:
-        state = self._state
-        layers = gradients = None
+    def _without_kernel(self, x: Inputs, y: Tensor) -> PassResult:
+        state, sweep = self._state, None
         if self._agop or self._layers:
             sweep = self._sweep(x, keep_graph=True)
-            output, gradients, layers = sweep.output, sweep.input_gradients, self._layer_finder(sweep)
+            output = sweep.output
         else:
             output = outputs_2d(state.forward(x), x)
         prediction = output.detach()
@@ -267,20 +302,7 @@ class Observer:
         found = torch.autograd.grad(output, state.parameters, weights, allow_unused=True)
         # Embeddings may give sparse gradients.
         swept = {i: g.to_dense() if g.is_sparse else g for i, g in enumerate(found) if g is not None}
-        report = [
-            LayerReport(name, tuple(p.shape), "none", "no kernel was asked for", 0.0, 0)
-            for name, p in zip(state.names, state.parameters, strict=True)
-        ]
-        return {
-            "prediction": prediction,
-            "residual": residual,
-            "squares": squares,
-            "kernel": None,
-            "input_gradients": gradients,
-            "layers": layers,
-            "gradient": LossGradient(state, swept, {}, residual),
-            "report": lambda: report,
-        }
+        return PassResult(prediction, residual, squares, swept, sweep=sweep)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on to the same bits: the warm vectors of the eigensolvers."""
@@ -295,6 +317,13 @@ class Observer:
         if set(state) != {"start", "hessian"}:
             raise ValueError(f"state: expected the keys 'start' and 'hessian', got {sorted(state)}")
         self._start, self._hessian_start = state["start"], state["hessian"]
+
+
+def _no_report(state: ModelState) -> list[LayerReport]:
+    return [
+        LayerReport(name, tuple(p.shape), "none", "no kernel was asked for", 0.0, 0)
+        for name, p in zip(state.names, state.parameters, strict=True)
+    ]
 
 
 def _report(state: ModelState, assembler: Assembler) -> list[LayerReport]:

@@ -59,6 +59,10 @@ class SiteData:
         self._jacobian: dict[int, Tensor] = {}
         self._weighted: tuple[Tensor, Tensor] | None = None
 
+    def anew(self) -> SiteData:
+        """The same tensors with new values: nothing that was derived from the last ones, whose versions they had."""
+        return SiteData(self.site, self.node, self.features, self.sensitivities, self.outputs)
+
     @property
     def positions(self) -> int:
         """T, rows per sample."""

@@ -61,7 +61,7 @@ class History:
             step.
         config: What `train` was given, as plain values.
         seconds: Time spent in the loop, over all interruptions.
-        engine: What made the updates: "general" or "native", see `train`.
+        engine: What made the updates: "general", "native" or "captured", see `train`.
         tensors: What recorders kept, by name: "steps", (m,) int64, and "values", (m, ...); on the CPU.
     """
 

@@ -22,7 +22,7 @@ from catapult_ext.training.update import parameters_and_buffers
 
 __all__ = ["Job"]
 
-ENGINES = ("auto", "general", "native")
+ENGINES = ("auto", "general", "native", "captured")
 
 # Columns of every run, in this order; those of the validation and of the recorders follow.
 COLUMNS: tuple[str, ...] = ("step", "lr", "loss", "train_loss", "measured_critical_lr")
@@ -97,6 +97,10 @@ class Job:
             raise ValueError('best_by: expected "loss", since the targets are no class labels, got "error"')
         if engine not in ENGINES:
             raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+        if engine == "captured" and not _on_cuda(data.train):
+            raise ValueError(
+                f'engine: expected "auto", "general" or "native" for a model on {data.train.x.device}, got "captured"'
+            )
         algorithm.order(n, seed)
         epoch = algorithm.steps_per_epoch(n)
         default = 10 if algorithm.batch_size is None else epoch
@@ -146,6 +150,11 @@ class Job:
             labels=labels,
         )
 
+    @property
+    def captured(self) -> bool:
+        """Whether passes are replays of CUDA graphs."""
+        return self.engine == "captured"
+
     @functools.cached_property
     def described(self) -> dict[str, Any]:
         """All that decides the numbers of the run, as plain values; tensors by checksum."""
@@ -176,6 +185,10 @@ def _parts(data: Split, probe: Dataset | None) -> list[tuple[str, Dataset]]:
         "probe": probe,
     }
     return [(name, part) for name, part in named.items() if part is not None]
+
+
+def _on_cuda(data: Dataset) -> bool:
+    return data.x.is_cuda
 
 
 def _described_set(data: Dataset) -> dict[str, Any]:

@@ -58,8 +58,8 @@ class Loop:
         self.recording = Recording(job, self.table)
         self.engine: str | None = None  # decided before the first update
         self.chain: Chain | None = None
-        self.plain_pass = Observer(self.model, kernel=False)
-        self.whole_pass = ColdObserver(self.model, job.schedule.eigenpairs)
+        self.plain_pass = Observer(self.model, kernel=False, captured=job.captured)
+        self.whole_pass = ColdObserver(self.model, job.schedule.eigenpairs, captured=job.captured)
         self.measured: Measurement | None = None  # while the schedule decides
         self.shown_critical: float | None = None
         self.bar = TrainingProgress(progress, job.stop.max_steps)
@@ -137,14 +137,21 @@ class Loop:
             self._validate(job.data.validation)
         self.recording.record_parameters(t, last=result is not None)
         if result is None:
-            if self.chain is None and self.engine != "general":
-                self.chain = chain_for(self.job, self.engine or self.job.engine)
-                self.engine = "general" if self.chain is None else "native"
+            if self.engine is None or (self.engine == "native" and self.chain is None):
+                self._choose_engine()
             return self._update(passes) if self.chain is None else self._stretch(self.chain)
         if self.order is None:
             self.recording.record_last_pass(t)
         self.recording.look_back(t)
         return result
+
+    def _choose_engine(self) -> None:
+        """What makes the updates; once more where an interrupted run goes on."""
+        if self.job.captured:
+            self.engine = "captured"
+        else:
+            self.chain = chain_for(self.job, self.engine or self.job.engine)
+            self.engine = "general" if self.chain is None else "native"
 
     def _update(self, passes: tuple[Observation, Observation | None] | None) -> str | None:
         """Make update t from the pass over the training set, or over the next batch."""

@@ -30,11 +30,12 @@ class ColdObserver:
     Args:
         model: To observe.
         pairs: Eigenpairs that will be read; 0: none, but the norm of the kernel may be.
+        captured: Replay passes as CUDA graphs.
     """
 
-    def __init__(self, model: nn.Module, pairs: int) -> None:
+    def __init__(self, model: nn.Module, pairs: int, *, captured: bool) -> None:
         self._pairs = pairs
-        self._observer = Observer(model, k=max(1, pairs))
+        self._observer = Observer(model, k=max(1, pairs), captured=captured)
         self._cold = self._observer.state_dict()
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> Observation:
@@ -63,8 +64,9 @@ class Recording:
         pairs = max((r.eigenpairs for r in self.of_batch), default=0)
         if job.algorithm.batch_size is None:
             pairs = max(pairs, job.schedule.eigenpairs)
-        self.batch_pass = ColdObserver(self._model, pairs)
-        self._probe_pass = ColdObserver(self._model, max((r.eigenpairs for r in self._of_set), default=0))
+        self.batch_pass = ColdObserver(self._model, pairs, captured=job.captured)
+        probed = max((r.eigenpairs for r in self._of_set), default=0)
+        self._probe_pass = ColdObserver(self._model, probed, captured=job.captured)
         self._dense_until = {r.every: -1 for r in job.recorders if isinstance(r.every, AroundSpikes)}
         # The step at which a spike is seen has been made when it can be observed: one state more than before it.
         self.held = max((every.before + 1 for every in self._dense_until), default=0)

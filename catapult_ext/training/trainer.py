@@ -73,9 +73,12 @@ def train(
         engine: What makes the updates. "general": a pass of the engine for every network. "native": stretches of
             steps in one compiled call, for plain SGD on the CPU with one output, a network of Linear layers with
             ReLU, leaky ReLU or nothing between them, and no recorder of batches but `BatchCriticalRate`; where it
-            cannot be, the error says why. "auto": "native" where it can be and a step is small (weights times
-            batch up to 2^23). The two agree in each step to 1e-5 (float32) or 1e-10 (float64), not over whole
-            trajectories. `History.engine` says which it was; an interrupted run goes on with the one it began with.
+            cannot be, the error says why. "captured": as "general", but each pass is the replay of a CUDA graph,
+            captured at its first use; for models on CUDA that `Observer.capture` does not refuse. It keeps the memory
+            of a pass for each kind of pass that the run makes (plain, with kernel, of the probe). "auto": "native"
+            where it can be and a step is small (weights times batch up to 2^23), else "general". All agree in each
+            step to 1e-5 (float32) or 1e-10 (float64), not over whole trajectories. `History.engine` says which it
+            was; an interrupted run goes on with the one it began with.
         progress: Show a progress bar where there is a terminal.
 
     Returns:

@@ -251,7 +251,7 @@ def _step_case(job: str, shapes: dict[str, int], model: nn.Module, x: Tensor) ->
     model, x, y, lr = model.cuda(), x.cuda(), torch.randn(len(x), 1, device="cuda"), 1e-6
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=lr)
-    observer = cx.Observer(model, k=10)
+    observer, replaying = (cx.Observer(model, k=10, captured=captured) for captured in (False, True))
 
     def plain() -> None:
         optimizer.zero_grad()
@@ -263,8 +263,8 @@ def _step_case(job: str, shapes: dict[str, int], model: nn.Module, x: Tensor) ->
         with torch.no_grad():
             torch._foreach_add_(parameters, gradients, alpha=-lr)
 
-    def observed() -> None:
-        seen = observer(x, y)
+    def observed(by: cx.Observer = observer) -> None:
+        seen = by(x, y)
         _ = seen.top_loss, seen.critical_lr
         seen.step_(lr)
 
@@ -272,6 +272,7 @@ def _step_case(job: str, shapes: dict[str, int], model: nn.Module, x: Tensor) ->
         job, {"n": len(x), **shapes}, torch.float32, {"torch": plain, "catapult_ext": observed}, capture=False,
         graphs={
             "torch, graph": lambda: _graphed(bare),
+            "catapult_ext, graph of the pass": lambda: partial(observed, replaying),
             "catapult_ext, graph": lambda: observer.capture(x, y, lr),
             "catapult_ext, graph with overlap": lambda: observer.capture(x, y, lr, overlap=True),
         },

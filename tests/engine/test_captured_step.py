@@ -17,40 +17,25 @@ from typing import Any
 import captured_cases
 import pytest
 import torch
-from captured_cases import K, close, compare_models, compare_pass, compare_spectrum, data
+from captured_cases import (
+    HostGraph,
+    K,
+    OneMemory,
+    close,
+    compare_models,
+    compare_pass,
+    compare_spectrum,
+    data,
+)
 from networks import EXACT, make
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 import catapult_ext as cx
+from catapult_ext.observe.captured_pass import CapturedPass
 from catapult_ext.observe.cuda_graph import CudaGraph, WithoutHost
 from catapult_ext.rules import embedding
-
-
-class HostGraph:
-    """Runs again what was recorded, into the memory of the first results."""
-
-    def run(self, function: Callable[[], Any]) -> Any:
-        return function()
-
-    rehearse = run
-
-    def record(self, function: Callable[[], Any]) -> Any:
-        self.function, self.results = function, function()
-        return self.results
-
-    def replay(self) -> None:
-        for own, new in zip(tree_leaves(self.results), tree_leaves(self.function()), strict=True):
-            if own is not None:
-                own.copy_(new)
-
-    @contextmanager
-    def branch(self) -> Iterator[None]:
-        yield
-
-    def join(self) -> None:
-        pass
 
 
 def captured(
@@ -345,7 +330,7 @@ def test_models_that_no_replay_could_repeat(model: Callable[[], nn.Module], mess
 
 def test_a_capture_needs_a_cuda_device() -> None:
     model = fcn()
-    with pytest.raises(ValueError, match="model: expected a model on a CUDA device"):
+    with pytest.raises(ValueError, match="model: expected a model on a CUDA device for capture"):
         cx.Observer(model).capture(*data(model, 0), 0.1)
 
 
@@ -424,14 +409,19 @@ def run_without_values(model: nn.Module, **options: Any) -> None:
         _run_without_values(step, cx.Observer(model.to("meta"), k=K, **options))
 
 
-def _run_without_values(step: cx.CapturedStep, observer: cx.Observer) -> None:
-    ((key, plan),) = step._observer._plans.items()
+def _on_meta(captured: Any, observer: cx.Observer, *tensors: str) -> None:
+    """Let what was captured on the CPU run with the model of an observer on the meta device, by the same plan."""
+    ((key, plan),) = captured._observer._plans.items()
     plan.unit = None
     on_meta = tuple(torch.device("meta") if isinstance(part, torch.device) else part for part in key)
     observer._plans, observer._verify = {on_meta: plan}, "never"
-    step._observer, step._state = observer, observer._state
-    for name in ("x", "y", "lr", "_start", "_wrong"):
-        setattr(step, name, getattr(step, name).to("meta"))
+    captured._observer, captured._state = observer, observer._state
+    for name in ("x", "y", *tensors):
+        setattr(captured, name, getattr(captured, name).to("meta"))
+
+
+def _run_without_values(step: cx.CapturedStep, observer: cx.Observer) -> None:
+    _on_meta(step, observer, "lr", "_start", "_wrong")
     with WithoutHost():
         result = step._step()
     assert len(observer._plans) == 1
@@ -458,6 +448,22 @@ def test_no_step_needs_the_host(name: str) -> None:
 @pytest.mark.parametrize("name", ["fcn", "cnn", "cnn, three outputs", "attention, batch first"])
 def test_no_agop_needs_the_host(name: str) -> None:
     run_without_values(MODELS[name](), agop="all")
+
+
+@pytest.mark.usefixtures("storages_have_addresses")
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - _BY_DEVICE))
+def test_no_captured_pass_needs_the_host(name: str) -> None:
+    model = MODELS[name]()
+    with sdpa_kernel(SDPBackend.MATH):
+        with PassThrough():
+            captured_pass = CapturedPass(cx.Observer(model), *data(model, 0), graph=OneMemory())  # type: ignore[arg-type]
+        observer = cx.Observer(model.to("meta"))
+        _on_meta(captured_pass, observer)
+        captured_pass._buffers = [buffer for _, _, buffer in observer._state.buffers]
+        with WithoutHost():
+            results = captured_pass._pass()
+    assert results["made"].kernel.is_meta
+    assert all(gradient.is_meta for gradient in results["made"].swept.values())
 
 
 @pytest.mark.usefixtures("storages_have_addresses")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-from typing import Any
 
 import pytest
 import torch
@@ -13,19 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import catapult_ext as cx
-from catapult_ext.ops import cuda
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _exact_and_empty() -> Any:
-    """No TF32, and a status word that notes nothing from before."""
-    found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    cuda.status(torch.device("cuda", torch.cuda.current_device())).zero_()
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = found
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_and_empty")]
 
 
 def made(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:

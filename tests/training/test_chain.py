@@ -375,8 +375,10 @@ def test_a_schedule_that_measures_where_it_said_it_would_not_is_an_error() -> No
         )  # fmt: skip
 
 
-def test_the_engine_is_one_of_three() -> None:
-    with pytest.raises(ValueError, match="engine: expected one of auto, general, native, got 'fast'"):
+def test_the_engine_is_one_of_four() -> None:
+    with pytest.raises(
+        ValueError, match="engine: expected one of auto, general, native, captured, got 'fast'"
+    ):
         run(Recipe().model(), Recipe().data(), "fast")
 
 
