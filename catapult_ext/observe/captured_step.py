@@ -181,6 +181,7 @@ class CapturedStep(Capture):
             TypeError, ValueError: an argument that does not fit what was captured, or a model whose parameters or
                 buffers are no longer where they were, or are in another mode.
         """
+        self._state.check_members()
         if fingerprint(self._state, self._modules) != self._here:
             raise ValueError(
                 "model: its parameters, buffers or modes are not those of the capture any more (moved, replaced, "

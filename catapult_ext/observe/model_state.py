@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +71,8 @@ class ModelState:
         self.names = list(chosen)
         self.every = list(model.named_parameters())
         self.parameters: list[Tensor] = list(chosen.values())
-        self.buffers = [
-            (module, name, buffer)
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        self._fixed = [(name, p) for name, p in self.every if not p.requires_grad] if params is None else []
+        self._list_members()
         for path, module in model.named_modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
                 raise UnsupportedModule(
@@ -93,6 +90,51 @@ class ModelState:
                     f"model: expected parameters of one dtype and device, got {self.dtype} on {self.device} and "
                     f"{parameter.dtype} on {parameter.device} ({name})"
                 )
+
+    def _list_members(self) -> None:
+        """Buffers, and what each module holds, by which later changes are noticed."""
+        modules = list(self.model.named_modules())
+        self.buffers = [
+            (module, name, buffer)
+            for _, module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        holders = ("_parameters", "_modules", "_buffers")
+        self._holders: list[dict[str, Any]] = [
+            getattr(module, name) for _, module in modules for name in holders
+        ]
+        self._held = [
+            (path, name, dict(getattr(module, name))) for path, module in modules for name in holders
+        ]
+        self._ids = self._members()
+
+    def _members(self) -> list[int]:
+        return [id(member) for holder in self._holders for member in holder.values()]
+
+    def check_members(self) -> None:
+        """Whether the model still consists of what was listed; buffers that were replaced are listed anew.
+
+        Raises:
+            ValueError: a parameter or a submodule was replaced, added or removed, or trains now and did not.
+        """
+        for name, parameter in self._fixed:
+            if parameter.requires_grad:
+                raise ValueError(
+                    f"model: {name} requires grad now and did not when the Observer was made; make a new Observer"
+                )
+        if self._members() == self._ids:
+            return
+        for holder, (path, kind, held) in zip(self._holders, self._held, strict=True):
+            if kind == "_buffers":
+                continue
+            for name in {**held, **holder}:
+                if holder.get(name, self) is not held.get(name, self):
+                    raise ValueError(
+                        f"model: {path + '.' if path else ''}{name} was replaced, added or removed since the Observer "
+                        "was made; make a new Observer"
+                    )
+        self._list_members()
 
     def forward(self, x: Inputs) -> Tensor:
         """Run the model with gradients enabled, eagerly even where it is compiled."""

@@ -128,11 +128,13 @@ class Observer:
             The Observation.
 
         Raises:
-            TypeError, ValueError: an argument that does not fit.
+            TypeError, ValueError: an argument that does not fit, or a model whose parameters or submodules are no
+                longer those that the Observer was made with.
             UnsupportedModule: the model cannot be observed exactly; the message says what to do.
             NonFinite: the output, or the kernel, is not finite.
         """
         (check_input if self._agop else check_inputs)(x, self._state.device)
+        self._state.check_members()
         memory = None
         if self._captured is None:
             with self._state.untouched() as buffers:

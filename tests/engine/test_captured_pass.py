@@ -109,6 +109,22 @@ def test_each_form_is_captured_once_and_four_are_kept() -> None:
     assert OneMemory.made == 7
 
 
+def test_a_model_that_is_made_of_other_parts_now() -> None:
+    model = MODELS["normalised"]()
+    observer = cx.Observer(model, captured=True)
+    x, y = data(model, 0)
+    observer(x, y)
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+    norm.running_mean = mean = norm.running_mean.clone()
+    observer(x, y).step_(0.1)
+    assert OneMemory.made == 2
+    assert norm.running_mean is mean
+    close(observer(x, y).kernel, cx.observe(model, x, y).kernel)
+    norm.weight = nn.Parameter(norm.weight.detach() * 2)
+    with pytest.raises(ValueError, match="weight was replaced, added or removed"):
+        observer(x, y)
+
+
 def test_a_capture_leaves_the_model_as_found() -> None:
     model = MODELS["normalised"]()
     for p in model.parameters():

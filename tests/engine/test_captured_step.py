@@ -390,6 +390,14 @@ def test_a_model_that_is_no_longer_the_captured_one(change: str) -> None:
         step()
 
 
+def test_a_captured_model_with_another_parameter() -> None:
+    model = nn.Sequential(nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    step = captured(model, *data(model, 0))
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    with pytest.raises(ValueError, match=r"0\.weight was replaced.*make a new Observer"):
+        step()
+
+
 # ---- nothing waits for the device
 
 

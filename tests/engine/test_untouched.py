@@ -344,3 +344,66 @@ def test_assign_grads_feeds_an_optimizer() -> None:
         assert (p.grad is None) == (q.grad is None)
         if q.grad is not None:
             assert torch.allclose(p.grad, q.grad, rtol=1e-10, atol=1e-14)
+
+
+# ---- what an Observer was made with
+
+
+def _two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda m: setattr(m[0], "weight", nn.Parameter(torch.randn(5, 4).double())),
+            "0.weight was replaced",
+        ),
+        (lambda m: setattr(m[3], "bias", None), "3.bias was replaced"),
+        (lambda m: m[0].register_parameter("extra", nn.Parameter(torch.ones(1).double())), "0.extra was"),
+        (lambda m: m.append(nn.Linear(1, 1).double()), "4 was replaced, added or removed"),
+        (lambda m: m.__setitem__(2, nn.ReLU()), "2 was replaced"),
+        (lambda m: nn.utils.parametrizations.weight_norm(m[0]), "0.weight was"),
+    ],
+)
+def test_a_model_that_is_made_of_other_parts_now(change: Callable[[nn.Module], Any], what: str) -> None:
+    model = _two_layers()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 1).double()
+    observer = cx.Observer(model)
+    observer(x, y)
+    change(model)
+    with pytest.raises(ValueError, match=f"model: {what}.*make a new Observer"):
+        observer(x, y)
+    assert cx.Observer(model)(x, y).kernel is not None
+
+
+def test_a_parameter_that_trains_now() -> None:
+    model = _two_layers()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 1).double()
+    model[0].weight.requires_grad_(False)
+    all_that_train, one = cx.Observer(model), cx.Observer(model, params=["0.bias"])
+    kernel = one(x, y).kernel
+    model[0].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"0\.weight requires grad now.*make a new Observer"):
+        all_that_train(x, y)
+    assert torch.equal(one(x, y).kernel, kernel)  # it was told which
+
+
+def test_buffers_that_were_replaced_stay_so() -> None:
+    model = _two_layers()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 1).double()
+    observer = cx.Observer(model)
+    observer(x, y)
+    mean, extra = torch.rand(5).double(), torch.ones(2)
+    model[1].running_mean = mean
+    model[0].register_buffer("extra", extra)
+    assert torch.equal(observer(x, y).kernel, cx.observe(model, x, y).kernel)
+    assert model[1].running_mean is mean
+    model.train()
+    before = mean.clone()
+    observer(x, y).step_(0.1)
+    assert model[1].running_mean is mean
+    assert not torch.equal(mean, before)  # committed by the step
+    assert model[0].extra is extra
