@@ -15,7 +15,7 @@ from catapult_ext import _C, ops
 
 DTYPES = [torch.float32, torch.float64]
 #: Samples, outputs, and (input width, output width) of two layers: every edge of the blocks (60 x 60; from 192 rows on
-#: 240 x 240, packed 96 columns at a time), of the micro tiles (5 x 5, 4 x 3, 3 x 3; packed 8 x 48, 8 x 24, 4 x 24,
+#: 336 x 336, packed 96 columns at a time), of the micro tiles (5 x 5, 4 x 3, 3 x 3; packed 8 x 48, 8 x 24, 4 x 24,
 #: 4 x 12) and of the vectors, widths that need a second chunk, and a width of one.
 SHAPES = [
     (1, 1, (1, 1), (0, 1)),
@@ -32,7 +32,8 @@ SHAPES = [
     (87, 3, (95, 3), (0, 100)),
     (191, 1, (113, 20), (7, 33)),
     (64, 3, (113, 20), (7, 33)),
-    (267, 1, (2100, 1), (0, 3)),
+    (345, 1, (2100, 1), (0, 3)),
+    (2, 340, (2, 3), (8, 7)),
 ]
 
 
