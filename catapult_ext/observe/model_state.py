@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +71,12 @@ class ModelState:
         self.every = list(model.named_parameters())
         self.parameters: list[Tensor] = list(chosen.values())
         self._fixed = [(name, p) for name, p in self.every if not p.requires_grad] if params is None else []
-        self._list_members()
+        self._members = [
+            (path, holder, dict(holder))
+            for path, module in model.named_modules()
+            for holder in (module._parameters, module._modules)
+        ]
+        self.list_buffers()
         for path, module in model.named_modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
                 raise UnsupportedModule(
@@ -91,50 +95,40 @@ class ModelState:
                     f"{parameter.dtype} on {parameter.device} ({name})"
                 )
 
-    def _list_members(self) -> None:
-        """Buffers, and what each module holds, by which later changes are noticed."""
-        modules = list(self.model.named_modules())
+    def list_buffers(self) -> None:
+        """Find the buffers that the model has now."""
         self.buffers = [
             (module, name, buffer)
-            for _, module in modules
+            for module in self.model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        holders = ("_parameters", "_modules", "_buffers")
-        self._holders: list[dict[str, Any]] = [
-            getattr(module, name) for _, module in modules for name in holders
-        ]
-        self._held = [
-            (path, name, dict(getattr(module, name))) for path, module in modules for name in holders
-        ]
-        self._ids = self._members()
 
-    def _members(self) -> list[int]:
-        return [id(member) for holder in self._holders for member in holder.values()]
+    def buffers_are_known(self) -> bool:
+        """Whether every buffer that was found is still there."""
+        return all([module._buffers.get(name) is buffer for module, name, buffer in self.buffers])
 
     def check_members(self) -> None:
-        """Whether the model still consists of what was listed; buffers that were replaced are listed anew.
+        """Whether the model still consists of the parameters and submodules that it had.
+
+        A pass needs it where it meets a graph for the first time: another parameter is another leaf.
 
         Raises:
-            ValueError: a parameter or a submodule was replaced, added or removed, or trains now and did not.
+            ValueError: one was replaced, added or removed, or trains now and did not.
         """
         for name, parameter in self._fixed:
             if parameter.requires_grad:
                 raise ValueError(
                     f"model: {name} requires grad now and did not when the Observer was made; make a new Observer"
                 )
-        if self._members() == self._ids:
-            return
-        for holder, (path, kind, held) in zip(self._holders, self._held, strict=True):
-            if kind == "_buffers":
-                continue
-            for name in {**held, **holder}:
-                if holder.get(name, self) is not held.get(name, self):
-                    raise ValueError(
-                        f"model: {path + '.' if path else ''}{name} was replaced, added or removed since the Observer "
-                        "was made; make a new Observer"
-                    )
-        self._list_members()
+        for path, holder, held in self._members:
+            if [*map(id, holder.values())] != [*map(id, held.values())]:
+                found = {**held, **holder}
+                name = next(name for name in found if holder.get(name, self) is not held.get(name, self))
+                raise ValueError(
+                    f"model: {path + '.' if path else ''}{name} was replaced, added or removed since the Observer was "
+                    "made; make a new Observer"
+                )
 
     def forward(self, x: Inputs) -> Tensor:
         """Run the model with gradients enabled, eagerly even where it is compiled."""
@@ -195,6 +189,8 @@ class Untouched:
                 "model: autocast is enabled, and a kernel of mixed precisions would be approximate; observe outside "
                 "of torch.autocast"
             )
+        if not state.buffers_are_known():
+            state.list_buffers()
         self._before = [buffer.clone() for _, _, buffer in state.buffers]
         self._versions = [parameter._version for _, parameter in state.every]
         self._generator = _generator(state.device)

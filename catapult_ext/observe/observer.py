@@ -134,7 +134,6 @@ class Observer:
             NonFinite: the output, or the kernel, is not finite.
         """
         (check_input if self._agop else check_inputs)(x, self._state.device)
-        self._state.check_members()
         memory = None
         if self._captured is None:
             with self._state.untouched() as buffers:
@@ -156,6 +155,9 @@ class Observer:
 
     def _captured_pass(self, known: dict[Any, CapturedPass], x: Inputs, y: Tensor) -> CapturedPass:
         """The capture for samples of this form and the model as it is, made at its first use."""
+        self._state.check_members()
+        if not self._state.buffers_are_known():
+            self._state.list_buffers()
         key = signature(x), fingerprint(self._state, self._modules)
         found = known.pop(key, None) or CapturedPass(self, x, y, graph=CudaGraph(self._state.device))
         known[key] = found  # the last one is the one used last
@@ -297,6 +299,7 @@ class Observer:
             sweep = self._sweep(x, keep_graph=True)
             output = sweep.output
         else:
+            state.check_members()
             output = outputs_2d(state.forward(x), x)
         prediction = output.detach()
         residual, squares = ops.residual(prediction, check_target(y, prediction))

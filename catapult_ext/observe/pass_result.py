@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from catapult_ext.observe.sweep import Sweep
 __all__ = ["PassResult"]
 
 
-@dataclass(frozen=True, slots=True)
-class PassResult:
+class PassResult(NamedTuple):
     """Tensors of one pass: n samples, c outputs.
 
     Attributes:
@@ -60,4 +59,4 @@ class PassResult:
         if sweep is not None:
             sweep = copy.copy(sweep)
             sweep.sites = {site: data.anew() for site, data in sweep.sites.items()}
-        return replace(self, swept=dict(self.swept), sweep=sweep)
+        return self._replace(swept=dict(self.swept), sweep=sweep)

@@ -112,6 +112,7 @@ class Sweep:
         key = (graph.key, signature(self.x), output.shape, output.dtype, output.device, input_gradient)
         plan = plans.get(key)
         if plan is None or not self._leaves_match(plan, graph):
+            self.state.check_members()
             plan = plans[key] = build_plan(graph, self.state.parameters)
         self.plan = plan
         self.input_gradients: Tensor | None = None

@@ -354,6 +354,7 @@ def _two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)).double().eval()
 
 
+@pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -362,16 +363,17 @@ def _two_layers() -> nn.Sequential:
             "0.weight was replaced",
         ),
         (lambda m: setattr(m[3], "bias", None), "3.bias was replaced"),
-        (lambda m: m[0].register_parameter("extra", nn.Parameter(torch.ones(1).double())), "0.extra was"),
         (lambda m: m.append(nn.Linear(1, 1).double()), "4 was replaced, added or removed"),
         (lambda m: m.__setitem__(2, nn.ReLU()), "2 was replaced"),
         (lambda m: nn.utils.parametrizations.weight_norm(m[0]), "0.weight was"),
     ],
 )
-def test_a_model_that_is_made_of_other_parts_now(change: Callable[[nn.Module], Any], what: str) -> None:
+def test_a_model_that_is_made_of_other_parts_now(
+    change: Callable[[nn.Module], Any], what: str, kernel: bool
+) -> None:
     model = _two_layers()
     x, y = torch.randn(6, 4).double(), torch.randn(6, 1).double()
-    observer = cx.Observer(model)
+    observer = cx.Observer(model, kernel=kernel)
     observer(x, y)
     change(model)
     with pytest.raises(ValueError, match=f"model: {what}.*make a new Observer"):
