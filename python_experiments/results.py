@@ -71,7 +71,8 @@ def number(claim: Claim, measured: Measured | None) -> str:
         return "not run"
     if math.isnan(measured.value):
         return "none"
-    return f"{measured.value:.4g}{' ' if claim.unit.isalpha() and len(claim.unit) > 1 else ''}{claim.unit}"
+    value = measured.value + 0.0  # no "-0"
+    return f"{value:.4g}{' ' if claim.unit.isalpha() and len(claim.unit) > 1 else ''}{claim.unit}"
 
 
 def line(verdict: Verdict) -> str:

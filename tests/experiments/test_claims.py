@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from python_experiments import claims, registry
+from python_experiments import claims, registry, results
 from python_experiments.claims import Claim, Measured, Verdict, judge
 from python_experiments.experiments import fig5, table1
 from tests.experiments.synthetic import batch_run, catapult_run, diverging_run, groups_of
@@ -169,3 +169,18 @@ def test_smallest_step_up_is_positive_only_for_rising_sequences(values):
 def test_smallest_step_up_in_relative_terms():
     assert claims.smallest_step_up([0.42, 0.59, 0.71, 0.74], relative=True) == pytest.approx(0.03 / 0.71)
     assert math.isnan(claims.smallest_step_up([1.0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (-0.0, "steps", "0 steps"),
+        (-1.0, "steps", "-1 steps"),
+        (5.7991, "x", "5.799x"),
+        (math.nan, "x", "none"),
+        (None, "x", "not run"),
+    ],
+)
+def test_numbers_in_words(value, unit, text):
+    claim = Claim("", lambda group: Measured(0.0), 0.0, "", "", unit)
+    assert results.number(claim, None if value is None else Measured(value)) == text
