@@ -76,7 +76,7 @@ class ModelState:
             for path, module in model.named_modules()
             for holder in (module._parameters, module._modules)
         ]
-        self.list_buffers()
+        self.buffers = self._buffers()
         for path, module in model.named_modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
                 raise UnsupportedModule(
@@ -95,18 +95,18 @@ class ModelState:
                     f"{parameter.dtype} on {parameter.device} ({name})"
                 )
 
-    def list_buffers(self) -> None:
-        """Find the buffers that the model has now."""
-        self.buffers = [
+    def find_buffers(self) -> None:
+        """List the buffers anew where one of them is no longer there."""
+        if not all([module._buffers.get(name) is buffer for module, name, buffer in self.buffers]):
+            self.buffers = self._buffers()
+
+    def _buffers(self) -> list[tuple[nn.Module, str, Tensor]]:
+        return [
             (module, name, buffer)
             for module in self.model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-
-    def buffers_are_known(self) -> bool:
-        """Whether every buffer that was found is still there."""
-        return all([module._buffers.get(name) is buffer for module, name, buffer in self.buffers])
 
     def check_members(self) -> None:
         """Whether the model still consists of the parameters and submodules that it had.
@@ -122,12 +122,13 @@ class ModelState:
                     f"model: {name} requires grad now and did not when the Observer was made; make a new Observer"
                 )
         for path, holder, held in self._members:
-            if [*map(id, holder.values())] != [*map(id, held.values())]:
-                found = {**held, **holder}
-                name = next(name for name in found if holder.get(name, self) is not held.get(name, self))
+            changed = [
+                name for name in {**held, **holder} if holder.get(name, self) is not held.get(name, self)
+            ]
+            if changed:
                 raise ValueError(
-                    f"model: {path + '.' if path else ''}{name} was replaced, added or removed since the Observer was "
-                    "made; make a new Observer"
+                    f"model: {path + '.' if path else ''}{changed[0]} was replaced, added or removed since the "
+                    "Observer was made; make a new Observer"
                 )
 
     def forward(self, x: Inputs) -> Tensor:
@@ -189,8 +190,7 @@ class Untouched:
                 "model: autocast is enabled, and a kernel of mixed precisions would be approximate; observe outside "
                 "of torch.autocast"
             )
-        if not state.buffers_are_known():
-            state.list_buffers()
+        state.find_buffers()
         self._before = [buffer.clone() for _, _, buffer in state.buffers]
         self._versions = [parameter._version for _, parameter in state.every]
         self._generator = _generator(state.device)

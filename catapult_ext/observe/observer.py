@@ -156,8 +156,7 @@ class Observer:
     def _captured_pass(self, known: dict[Any, CapturedPass], x: Inputs, y: Tensor) -> CapturedPass:
         """The capture for samples of this form and the model as it is, made at its first use."""
         self._state.check_members()
-        if not self._state.buffers_are_known():
-            self._state.list_buffers()
+        self._state.find_buffers()
         key = signature(x), fingerprint(self._state, self._modules)
         found = known.pop(key, None) or CapturedPass(self, x, y, graph=CudaGraph(self._state.device))
         known[key] = found  # the last one is the one used last

@@ -381,6 +381,18 @@ def test_a_model_that_is_made_of_other_parts_now(
     assert cx.Observer(model)(x, y).kernel is not None
 
 
+def test_members_in_another_order_are_the_same() -> None:
+    model = _two_layers()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 1).double()
+    observer = cx.Observer(model, kernel=False)
+    gradients = observer(x, y).gradients()
+    weight = model[0].weight
+    del model[0].weight
+    model[0].weight = weight  # behind the bias now
+    for name, gradient in observer(x, y).gradients().items():
+        assert torch.equal(gradient, gradients[name])
+
+
 def test_a_parameter_that_trains_now() -> None:
     model = _two_layers()
     x, y = torch.randn(6, 4).double(), torch.randn(6, 1).double()
