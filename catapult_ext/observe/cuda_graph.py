@@ -60,7 +60,7 @@ class WithoutHost(TorchDispatchMode):
     def _refuse(name: str, what: str) -> None:
         raise UnsupportedModule(
             f"model: a step of it cannot be captured, since {name} {what}, for which every replay would need the host; "
-            "observe it without capture()"
+            "observe it without a capture"
         )
 
 
@@ -73,7 +73,7 @@ def _refused(word: str) -> Iterator[None]:
         if word not in str(error):
             raise
         raise UnsupportedModule(
-            "model: a step of it cannot be captured in a CUDA graph; observe it without capture(). PyTorch says: "
+            "model: a step of it cannot be captured in a CUDA graph; observe it without a capture. PyTorch says: "
             f"{error}"
         ) from error
 
