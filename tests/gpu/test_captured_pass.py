@@ -25,14 +25,19 @@ def test_a_pass_with_its_step_waits_for_nothing() -> None:
     model = MODELS["cnn, three outputs"]().to("cuda", torch.float32)
     x, y = data(model, 0)
     observer = cx.Observer(model, k=K, captured=True)
-    observer(x, y)
+
+    def step() -> cx.Observation:
+        seen = observer(x, y)
+        _ = seen.loss, seen.critical_lr, seen.top_loss
+        seen.step_(0.01)
+        return seen
+
+    step()  # captures, and lets libraries set up what they need
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):
-            seen = observer(x, y)
-            _ = seen.loss, seen.critical_lr, seen.top_loss
-            seen.step_(0.01)
+            seen = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     seen.check()
